@@ -114,7 +114,7 @@ class Night:
 
     def stop(self) -> None:
         stop(self.processes.values())
-        self._has_room.set()
+        self._stop_taking()
         for name in list(self.terminals):
             self.close_terminal(name)
 
@@ -144,10 +144,13 @@ class Night:
                 while file.write(bytes(1 << 12)):
                     pass
 
-    def empty(self, name: str) -> None:
+    def _stop_taking(self) -> None:
         self._has_room.set()
         if self._taker is not None:
             self._taker.join()
+
+    def empty(self, name: str) -> None:
+        self._stop_taking()
         (self.folder / name / "ballast").unlink(missing_ok=True)
 
     def journal(self, name: str) -> list[dict[str, Any]]:

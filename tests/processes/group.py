@@ -339,14 +339,6 @@ def stopped_trainers(peers: list[PeerProcess]) -> Iterator[None]:
                 trainer.resume()
 
 
-def slowness() -> float:
-    """How many times longer than alone something takes here now, because others compute too: 1 on an idle machine."""
-    wall, cpu = time.monotonic(), time.process_time()
-    while time.process_time() - cpu < 0.1:
-        pass
-    return (time.monotonic() - wall) / 0.1
-
-
 @contextlib.contextmanager
 def peer_group(home: Path) -> Iterator[PeerGroup]:
     made = PeerGroup(home)

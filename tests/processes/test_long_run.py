@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from group import SOON_S, START_S, PeerGroup, PeerProcess, make_job, peer_group, slowness
+from group import SOON_S, START_S, PeerGroup, PeerProcess, make_job, peer_group
 
 from p2ptrain import api
 from p2ptrain.errors import UserError
@@ -22,8 +22,6 @@ from p2ptrain.experiment.processes import port_is_free
 from p2ptrain.net.keys import new_group
 
 pytestmark = pytest.mark.slow
-DETECTED_S, LEFT_S = 3.0, 4.0
-"""On an idle machine; as many times longer as everything takes longer on this one (the trainers yield to the nodes)."""
 
 
 @pytest.fixture(scope="module")
@@ -76,24 +74,20 @@ def rounds_of(peer: PeerProcess) -> int:
 
 
 @pytest.mark.parametrize("role", ["proposer", "holder", "another"])
-def test_a_killed_peer_is_missed_in_time_and_resumes(
+def test_a_killed_peer_is_missed_and_resumes(
     whole: PeerGroup, role: str, record_property: pytest.RecordProperty
 ) -> None:
     victim = choose(whole, role)
     others = [peer for peer in whole.peers[:4] if peer is not victim]
     own_id, part = victim.id, victim.lines("training")[-1].fields["part"]
-    trainer, slow = victim.trainer(), slowness()
+    trainer = victim.trainer()
     killed_at = victim.kill()
     whole.until(lambda: not lives(trainer), SOON_S, "the trainer ends with its node")
     assert port_is_free(victim.port) and port_is_free(victim.port + 1)
     whole.until_all("failed", SOON_S, others, peer=own_id)
     took = [peer.lines("failed", killed_at, peer=own_id)[0].time - killed_at for peer in others]
     record_property("detection_s", [round(s, 2) for s in took])
-    slow = max(1.0, slow, slowness())
-    print(
-        f"{role}: known dead after {', '.join(f'{s:.2f}' for s in took)} s, machine {slow:.1f} times slower than idle"
-    )
-    assert max(took) < DETECTED_S * slow
+    print(f"{role}: known dead after {', '.join(f'{s:.2f}' for s in took)} s")  # in virtual time it has a bound
     assert not any(peer.lines("failed", killed_at, peer=other.id) for peer in others for other in others)
 
     for peer in others:
@@ -184,12 +178,9 @@ def test_a_late_joiner_gets_job_and_part_and_leaves_in_good_order(whole: PeerGro
         whole.until(lambda: any(late.said(kind, since) for kind in either), SOON_S, "another has what it learns")
         assert not any(peer.said("failed", since) for peer in whole.peers)
 
-        slow, asked_at = slowness(), time.monotonic()
         late.send(signal.SIGTERM)
         assert late.wait(SOON_S) == 0, late.tail()
-        took, slow = time.monotonic() - asked_at, max(1.0, slow, slowness())
-        print(f"leaving took {took:.2f} s, machine {slow:.1f} times slower than idle")
-        assert took < LEFT_S * slow
+        assert not late.said("handover-incomplete", since), "it left when all was handed over, not when patience ended"
         others = whole.peers[:4]
         whole.until_all("left", SOON_S, others, peer=late.id)
         assert not any(peer.said("failed", since) for peer in others)

@@ -17,6 +17,12 @@ _kept: dict[object, bytes] = {}
 _codes: dict[str, types.CodeType] = {}
 
 
+def forget() -> None:
+    """Modules may change what a room is made with, for as long as they run."""
+    _kept.clear()
+    _codes.clear()
+
+
 def again(build: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """What ``build`` makes of these, which is a function of them: made once, and a copy of it each time."""
     key = (build, arguments, tuple(sorted(options.items())))

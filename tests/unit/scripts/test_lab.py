@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from lab import calibration, quota, rehearsal, session  # noqa: E402
 from lab.calibration import Speed, Turn  # noqa: E402
 from lab.camera import Camera  # noqa: E402
 from lab.devices import LabDevices  # noqa: E402
+from lab.hardships import Night  # noqa: E402
 from lab.jobs import job_of  # noqa: E402
 from lab.network import Line, shaping  # noqa: E402
 from lab.placement import placed  # noqa: E402
@@ -580,3 +582,19 @@ def test_a_process_is_put_on_its_devices_core(tmp_path: Path) -> None:
         group.add(process.pid)
         assert os.sched_getaffinity(process.pid) == {cpu}
         process.kill()
+
+
+def test_a_night_ends_when_nothing_fills_its_disk_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[Path] = []
+
+    def take_room(night: Night, ballast: Path) -> None:
+        night._has_room.wait()
+        time.sleep(0.05)  # it ends what it was at
+        gone.append(ballast)
+
+    monkeypatch.setattr(Night, "_take_room", take_room)
+    night = Night(tmp_path, SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    night.stop()
+    night.fill("laptop")
+    night.stop()
+    assert gone == [tmp_path / "laptop" / "ballast"]
