@@ -184,6 +184,9 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
         )
         if len(data.input_shape) != 3 or not data.classes:
             raise ValueError("input_shape must be three numbers, and there must be classes")
+        seed = int(metadata.get("seed", "0"))  # none in models of before there was this key
+        if not 0 <= seed < 2**63:
+            raise ValueError("seed must be from 0 to 2^63 - 1")
         return ModelCard(
             model=metadata["model"],
             width=float(metadata["width"]),
@@ -192,7 +195,7 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             lineage=tuple(_list(metadata, "lineage")) if "lineage" in metadata else (),
             extra={key: value for key, value in metadata.items() if key not in known},
             config=metadata.get("config", ""),
-            seed=int(metadata.get("seed", "0")),  # none in models of before there was this key
+            seed=seed,
         )
     except (KeyError, TypeError, ValueError) as error:
         detail = f"{type(error).__name__}: {error}"

@@ -22,7 +22,7 @@ from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.layout import arrange
 from p2ptrain.learning.own.lightning import LIGHTNING_LOSS, LIGHTNING_OPTIMIZER, configured_optimizer, step_loss
-from p2ptrain.learning.own.parts import own_factor, own_optimizer
+from p2ptrain.learning.own.parts import own_factor, own_optimizer, own_step
 from p2ptrain.learning.profiling.precision import mixed
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
 
@@ -126,7 +126,7 @@ class LocalTrainer:
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             self._skip_bad_step(buffers)
             return None
-        self._optimizer.step()
+        own_step(self.config.own_optimizer, self._optimizer)
         self._bad_in_a_row = 0
         self.num_samples += len(y)
         return loss_value

@@ -61,7 +61,7 @@ def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.M
     tracer = _Tracer(whole)
     numbers = _numbers(model)
     try:
-        with contextlib.redirect_stdout(sys.stderr), _of_the_batch_alone(model), _no_lost_gradients():
+        with contextlib.redirect_stdout(sys.stderr), _of_the_batch_alone(tracer, model), _no_lost_gradients():
             graph = tracer.trace(model)
         if tracer.drew_by is not None:
             raise AnewInEveryCall(
@@ -104,18 +104,20 @@ def _built(output: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _of_the_batch_alone(model: nn.Module) -> Iterator[None]:
-    """What else forward takes has its default, as it is never given here."""
-    kind = type(model)
+def _of_the_batch_alone(tracer: fx.Tracer, model: nn.Module) -> Iterator[None]:
+    """What else forward takes has its default, as it is never given here: another function is traced, which must be
+    its class's. No class is made of that, as it may ask something of those."""
+    kind, name = type(model), f"_forward_of_{id(model)}"
 
     def forward(self: nn.Module, x: Any) -> Any:
         return kind.forward(self, x)
 
-    model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    setattr(kind, name, forward)
+    tracer.traced_func_name = name
     try:
         yield
     finally:
-        model.__class__ = kind
+        delattr(kind, name)
 
 
 @contextlib.contextmanager

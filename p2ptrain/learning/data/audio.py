@@ -48,6 +48,8 @@ _PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64), _ALAW: (8,), _MULAW: (8,)}
 _ENDLESS = 0x7F000000
 """From here on sizes are what programs write that don't know how much will come: 0x7FFFFFFF, 0xFFFFFFFF and such."""
+_TAG = b"ID3"
+"""What notes on a recording begin with that programs append (ID3v2; those of other kinds begin with four letters)."""
 _CHUNKS = (b"fmt ", b"data", b"fact", b"LIST")
 _ORDERS = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">"}
 """Which byte comes first in files that begin so."""
@@ -108,10 +110,12 @@ def wav_info(data: bytes, where: str) -> WavInfo:
 
 
 def _goes_on(data: bytes, end: int) -> bool:
-    """Whether what follows the samples is more of them: much of it, not all zeros, and no chunk, which has a name."""
+    """Whether what follows the samples is more of them: much of it, not all zeros, no chunk, which has a name, and no
+    notes on the recording. Shorter signs of files are not looked for: samples may be such bytes by chance."""
     after = data[end : end + _STRAY]
     is_named = any(all(32 <= byte < 127 for byte in after[at : at + 4]) for at in (0, 1))
-    return len(data) - end > _STRAY and not is_named and any(after)
+    is_tagged = after.startswith(_TAG) or after.startswith(_TAG, 1)
+    return len(data) - end > _STRAY and not is_named and not is_tagged and any(after)
 
 
 def _format(body: bytes, order: str, where: str) -> tuple[int, int, int, int, int]:

@@ -69,7 +69,10 @@ def own_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate: 
 
 
 def own_step(name: str, optimizer: torch.optim.Optimizer) -> None:
-    """A step of an own optimizer."""
+    """A step of an optimizer; ``name``: its own one's, "" where it is one of p2ptrain's."""
+    if not name:
+        optimizer.step()
+        return
     with own_code(f"optimizer {name!r} fails in a step", advice="correct it; it is called without a closure"):
         optimizer.step()
 

@@ -25,6 +25,7 @@ from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import JobError
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.layout import order_of, put_in_order
+from p2ptrain.learning.own.parts import own_step
 from p2ptrain.learning.pipeline.rows import is_finite
 from p2ptrain.learning.profiling.precision import mixed
 from p2ptrain.learning.training import make_optimizer, schedule
@@ -210,7 +211,7 @@ class StageModel:
             rate = self.config.learning_rate * schedule(self.config, step, self._total_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self.optimizer.step()
+            own_step(self.config.own_optimizer, self.optimizer)
 
     @property
     def loss(self) -> float:

@@ -86,6 +86,8 @@ def test_damaged_files_are_the_users_matter(tmp_path: Path) -> None:
         ("model", "no-such-model"),
         ("model", "lenet5:evil"),
         ("input_shape", "[3, 8, 8]"),
+        ("seed", str(10**30)),
+        ("seed", "-1"),
     ],
 )
 def test_damaged_metadata_is_named(tmp_path: Path, key: str, value: str) -> None:

@@ -380,3 +380,17 @@ def test_never_before_what_writes_in_place() -> None:
     assert torch.equal(backward_slices([chain.slice(0, 1), chain.slice(1, 2)], x, y), model(x))
     residual = lambda_model(lambda m, x: m.b(m.a(x).mul_(2).relu_()), a=A, b=B)
     assert len(Chain(residual, (4,)).blocks) == 2
+
+
+class Asking(nn.Sequential):
+    """Asks of every class that is made of it."""
+
+    def __init_subclass__(cls, *, task: str) -> None:
+        cls.task = task
+
+
+def test_a_class_that_asks_things_of_those_made_of_it_is_cut_as_others() -> None:
+    model = Asking(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    chain, x = Chain(model, (4,)), torch.randn(3, 4)
+    assert len(chain.blocks) == 2 and type(model) is Asking
+    assert torch.equal(run_slices([chain.slice(0, 1), chain.slice(1, 2)], x), model(x))

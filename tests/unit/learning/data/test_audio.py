@@ -246,7 +246,11 @@ def test_a_header_that_was_written_when_there_was_less(tmp_path: Path) -> None:
     sound = np.random.default_rng(2).uniform(-1, 1, 6000)
     data = wav_bytes(sound)
     at = data.index(b"data") + 4
-    for behind, num in ((data[at + 4 + 2000 :], 6000), (bytes(9000), 1000), (b"id3 " + bytes(9000), 1000)):
+    for behind, num in (
+        (data[at + 4 + 2000 :], 6000),
+        (bytes(9000), 1000),
+        (b"ID3\4\0\0" + bytes(range(256)) * 40, 1000),
+    ):
         stale = data[:at] + struct.pack("<I", 2000) + data[at + 4 : at + 4 + 2000] + behind
         got, _ = read_wav(stale, "x")
         assert len(got) // num == 1, "to the end, but for a few bytes of the last chunk"

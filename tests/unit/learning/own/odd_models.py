@@ -373,7 +373,7 @@ REFUSED = {
     Copying: r"its state_dict\(\) gives 'conv.weight' as a copy",
     Sparse: "'graph' of its state is sparse_coo.*keep it dense",
     Unsigned: "'table' of its state is uint16",
-    NoEval: "can't be put into eval mode: .*strangers|odd_models.py, line .*always in training",
+    NoEval: r"can't be put into eval mode: .*(strangers|odd_models)\.py, line .*always in training",
     on_meta: "'conv.weight' is on the meta device",
     moved_to_meta: "'conv.weight' is on the meta device",
     HalfOnMeta: "'fc.weight' is on the meta device",

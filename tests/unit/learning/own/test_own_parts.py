@@ -16,6 +16,7 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own import parts
+from p2ptrain.learning.pipeline.stage import StageModel
 from p2ptrain.learning.training import LocalTrainer, schedule
 from p2ptrain.model_config import refused_code
 from p2ptrain.modes.jobs import check_job, job_from_json
@@ -34,6 +35,9 @@ def broken(logits, y):
 def steps(step, total): return 0.5 ** step
 def below(step, total): return -1.0
 def plain(parameters, learning_rate): return torch.optim.Adam(parameters, lr=learning_rate)
+class Stuck(torch.optim.SGD):
+    def step(self): return self.defaults["no such thing"]
+def stuck(parameters, learning_rate): return Stuck(parameters, lr=learning_rate)
 def nothing(parameters, learning_rate): return None
 def noisy(x): return (x + torch.rand(())).clamp(0, 1)
 def flat(x): return x.flatten(1)
@@ -105,6 +109,17 @@ def test_a_schedule_and_an_optimizer_are_checked(own: str) -> None:
         schedule(TrainingConfig(own_schedule=f"{own}:below"), 2, 5)
     with pytest.raises(JobError, match="returns NoneType"):
         LocalTrainer(net(), TrainingConfig(own_optimizer=f"{own}:nothing"), num_classes=2, total_steps=1)
+
+
+def test_a_step_that_fails_is_told_with_its_line(own: str) -> None:
+    config = TrainingConfig(own_optimizer=f"{own}:stuck")
+    x, y = torch.randn(4, 1, 4, 4), torch.arange(4) % 2
+    why = r"optimizer 'parts_of_mine:stuck' fails in a step: .*parts_of_mine\.py, line \d+ .*KeyError"
+    with pytest.raises(JobError, match=why):
+        LocalTrainer(net(), config, num_classes=2, total_steps=1).step(x, y)
+    stage = StageModel(net(), ["1.weight", "1.bias"], config, total_steps=1, device=torch.device("cpu"))  # type: ignore[arg-type]
+    with pytest.raises(JobError, match=why):
+        stage.apply(0, 1.0, 1.0)
 
 
 def test_a_transform_changes_what_is_trained_on(own: str) -> None:
