@@ -1,11 +1,11 @@
 """What being one of a group that trains takes of a device, beside its blocks.
 
 Its node takes something all the time: others ask whether it is there, and tell of themselves. That counts for messages
-and blobs, which have what it leaves (``left``); forward and backward passes count as they were measured, on a device at
-rest. Handing on stage messages takes a part, and so do making, keeping and handing on blobs: what a peer trained in a round, and what
-comes of it. All of it is told in FLOPs, which a weak device takes longer for. The constants were measured in
-benchmark ``split``'s lab, as CPU seconds of a core of 20 GFLOP/s: of a device with a twentieth of that core the node
-took a third all the time, and two thirds with its share of the messages.
+and blobs, which have what it leaves (``left``); forward and backward passes take what was measured, times the slowdown
+that was seen since. Handing on stage messages takes a part, and so do making, keeping and handing on blobs: what a peer
+trained in a round, and what comes of it. All of it is told in FLOPs, which a weak device takes longer for. The
+constants were measured in benchmark ``split``'s lab, as CPU seconds of a core of 20 GFLOP/s: of a device with a
+twentieth of that core the node took a third all the time, and two thirds with its share of the messages.
 
 Invariant: pure; a device whose speed nobody knows is charged nothing.
 """
