@@ -178,11 +178,13 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
             is_fit = "whiten" in fitted
             if is_fit:
                 check_fit_state(fitted, len(job.data.classes), state[f"{parts.head}.weight"].shape[1])
+            taken = verdict.chosen if verdict else FITTED
+            if taken == FITTED and not is_fit:
+                raise RemoteError("head", "is of no fit")
         except RemoteError as error:
             maker = collected.name_of(collected.result.holding.trainer)
             message = f"the last layer that {maker} says the group fitted is of no use ({error}); try again"
             raise MisfitError(message, [collected.result.holding]) from None
-        taken = verdict.chosen if verdict else FITTED
         is_own_gone = owner_of(taken) in collected.without
         if is_own_gone or (gone and taken not in (FITTED, JOINED)):
             taken = FITTED if is_fit else JOINED
@@ -190,7 +192,10 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
             head = parts.head_without(gone, {}, fitted)
             state = parts.with_head(state, {"weight": head.weight, "bias": head.bias})
         else:
-            state = parts.with_candidate(state, taken, fitted, means, own)
+            try:
+                state = parts.with_candidate(state, taken, fitted, means, own)
+            except UserError as error:  # it may be made up
+                raise MisfitError(str(error), [collected.result.holding]) from None
     known_without = taken == FITTED or parts.body.combine == "sum"
     report = _report(collected)
     behind = [part.part for part in report if part.round < part.rounds and part.part not in collected.trained]
