@@ -11,8 +11,9 @@ import dataclasses
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from p2ptrain.config import Job
@@ -38,7 +39,8 @@ from p2ptrain.runtime.store.kept import KeptJob
 from p2ptrain.wire.messages import Record, SnapshotRef
 
 BEST_OF_ALL = "--best gives a state as the group looked at it, of all devices: leave out --best or --without"
-FETCH_TIMEOUT_S = 300.0
+FETCH_TIMEOUT_S, SLOWEST_BYTES_PER_S = 300.0, 32 << 10
+"""A copy may take so long, and what its size needs at that rate, which is transfers' slowest."""
 ATTEMPTS, AGAIN_S = 3, 0.5
 """Snapshots are replaced while a group trains: look again for fresher ones so often."""
 MAX_MISFITS, MAX_MISFITS_OF_ONE = 16, 2
@@ -46,9 +48,13 @@ CHASE_S = 60.0
 """And for so long where somebody says that it has a part, and the copy is replaced each time before it is here."""
 
 
+NOBODY = PeerId("")
+"""Says to have a copy that only a last layer names."""
+
+
 class Misfits:
     """Copies that are not asked for (again): those that are not of the job's model, and those of who made several such,
-    or whose copies have cost much time and never came."""
+    and those that only devices say to have whose copies have cost much time and never came."""
 
     def __init__(self) -> None:
         self._copies: set[tuple[BlobId, int, int]] = set()
@@ -62,13 +68,15 @@ class Misfits:
         self._num_made.update({holding.trainer for holding in error.holdings})
         return sum(self._num_made.values()) <= MAX_MISFITS
 
-    def never_came(self, holding: SnapshotRef, seconds: float) -> None:
-        self._lost_s[holding.trainer] += seconds
+    def never_came(self, seconds: float, holders: Collection[PeerId]) -> None:
+        """``holders``: who says to have it. It is none of its maker's doing."""
+        for peer in holders or (NOBODY,):
+            self._lost_s[peer] += seconds
 
-    def has(self, holding: SnapshotRef) -> bool:
-        made_by = holding.trainer
-        is_mistrusted = self._num_made[made_by] >= MAX_MISFITS_OF_ONE or self._lost_s[made_by] >= FETCH_TIMEOUT_S
-        return is_mistrusted or _copy(holding) in self._copies
+    def has(self, holding: SnapshotRef, holders: Collection[PeerId] = ()) -> bool:
+        is_mistrusted = all(self._lost_s[peer] >= FETCH_TIMEOUT_S for peer in holders or (NOBODY,))
+        made_several = self._num_made[holding.trainer] >= MAX_MISFITS_OF_ONE
+        return is_mistrusted or made_several or _copy(holding) in self._copies
 
 
 def _copy(holding: SnapshotRef) -> tuple[BlobId, int, int]:
@@ -138,17 +146,21 @@ async def collect(
     harvester = mode_of(job).harvester
 
     async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
-        if misfits.has(holding):
-            say(f"{what}: left out, as what {_name(node, holding.trainer)} made was of no use, or never came")
+        here = [record for record in observer.members() if record.peer in observer.answered]
+        holders = {record.peer for record in here if any(h.blob == holding.blob for h in record.holdings)}
+        if misfits.has(holding, holders):
+            name = _name(node, holding.trainer)
+            say(f"{what}: left out, as what {name} made was of no use, or who says to have it hands out nothing")
             return None
         if not observer.is_trainers(holding):
             say(f"{what}: left out, as {_name(node, holding.trainer)} did not sign it")
             return None
         say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, made by {_name(node, holding.trainer)}")
         begun = node.now()
-        data = await node.fetch(holding, FETCH_TIMEOUT_S)
+        num_bytes = _credible_bytes(holding, here)
+        data = await node.fetch(holding, FETCH_TIMEOUT_S + num_bytes / SLOWEST_BYTES_PER_S)
         if data is None:
-            misfits.never_came(holding, node.now() - begun)
+            misfits.never_came(node.now() - begun, holders)
             say(f"{what}: nobody hands out this copy any more")
         return data
 
@@ -187,6 +199,14 @@ def _plausible(members: Sequence[Record], job: Job) -> list[SnapshotRef]:
     most = max(map(len, makers.values()), default=0)
     lone = {blob for blob, by in makers.items() if len(by) == 1 < most}
     return [h for h in told if h.blob not in lone and (h.kind == "head" or h.round <= job.training.rounds)]
+
+
+def _credible_bytes(holding: SnapshotRef, members: Sequence[Record]) -> int:
+    """No more than the middle one of those who made copies of the same part says that they have: who makes up a large
+    one must not hold up who harvests."""
+    alike = [h for record in members for h in record.holdings if (h.kind, h.part) == (holding.kind, holding.part)]
+    most = {h.trainer: max(o.num_bytes for o in alike if o.trainer == h.trainer) for h in alike}
+    return min(holding.num_bytes, median_low(most.values())) if most else 0
 
 
 def _is_behind(records: Sequence[Record]) -> bool:

@@ -215,9 +215,14 @@ def test_copies_that_are_no_model_or_never_come_are_looked_for_a_bounded_time() 
     assert misfits.has(refs[0]) and not misfits.has(refs[12]), "another copy of the same device may be one"
     assert misfits.add(MisfitError("no model", [refs[12]]))
     assert misfits.has(dataclasses.replace(refs[0], blob=BlobId("f" * 64))), "but not for ever"
-    misfits.never_came(refs[1], harvesting.FETCH_TIMEOUT_S - 1)
-    assert not misfits.has(refs[1])
-    misfits.never_came(refs[13], 2.0)
-    assert misfits.has(refs[1]) and not misfits.has(refs[2])
+    holder, other = made_by[2:4]
+    misfits.never_came(harvesting.FETCH_TIMEOUT_S - 1, [holder])
+    assert not misfits.has(refs[1], [holder])
+    misfits.never_came(2.0, [holder])
+    assert misfits.has(refs[1], [holder]), "who says to have it never hands out anything"
+    assert not misfits.has(refs[1], [holder, other]) and not misfits.has(refs[2], [other]), "but for others' copies"
+    record = dataclasses.replace(blank_record(made_by[0], b"k" * 40, 1), holdings=tuple(refs[3:6]))
+    huge = dataclasses.replace(refs[3], num_bytes=1 << 40)
+    assert harvesting._credible_bytes(huge, [record]) == 4, "a made-up size buys no time"
     answers = [misfits.add(MisfitError("no model", [ref])) for ref in refs[2:]]
     assert answers[:14] == [True] * 14 and not any(answers[14:])
