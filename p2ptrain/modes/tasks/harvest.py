@@ -67,7 +67,10 @@ class TasksHarvest(Harvest):
 async def fetch(
     plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch
 ) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
-    """The newest head that can be had with all the parts it is of; else the freshest copies of each part."""
+    """The newest head that can be had with all the parts it is of; else the freshest copies of each part. A head of
+    fewer parts than can be had is not taken: one member can make up any."""
+    known = {part.index for part in plan.parts} & {h.part for h in holdings if h.kind == "part"}
+    lacking: tuple[Snapshot, dict[int, list[Snapshot]]] | None = None
     heads = sorted((h for h in holdings if h.kind == "head"), key=lambda h: (h.epoch, h.step, h.samples, h.blob))
     for holding in reversed(heads):
         data = await fetch(holding, "the fitted head")
@@ -82,8 +85,13 @@ async def fetch(
             if (bytes_ := await fetch(part, f"part {part.part}")) is not None:
                 parts.setdefault(part.part, []).append(Snapshot(part, bytes_))
         if sum(len(copies) for copies in parts.values()) == len(wanted):
-            return Snapshot(holding, data), parts
-    return None, await _fetch_parts(plan, holdings, fetch)
+            if parts.keys() >= known:
+                return Snapshot(holding, data), parts
+            lacking = lacking or (Snapshot(holding, data), parts)
+    freshest = await _fetch_parts(plan, holdings, fetch)
+    if lacking is not None and lacking[1].keys() >= freshest.keys():
+        return lacking  # of the other parts there are only words
+    return None, freshest
 
 
 async def _fetch_parts(plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch) -> dict[int, list[Snapshot]]:
