@@ -30,6 +30,7 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime import report
 from p2ptrain.runtime.best_state import BEST
+from p2ptrain.runtime.misfits import Misfits
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
@@ -170,7 +171,7 @@ async def write(request: Request, num_threads: int) -> Written:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-async def _collect(request: Request, misfits: harvesting.Misfits, *, best: bool = False) -> Collected:
+async def _collect(request: Request, misfits: Misfits, *, best: bool = False) -> Collected:
     from p2ptrain.net.group.admission import visitors_door
     from p2ptrain.net.keys import OPEN_GROUP, read_code
 
@@ -217,7 +218,7 @@ def _made(request: Request, *, best: bool = False) -> tuple[Collected, Harvest, 
     the next freshest. Raises ``UserError``."""
     import psutil
 
-    misfits = harvesting.Misfits()
+    misfits = Misfits()
     while True:
         collected = asyncio.run(_collect(request, misfits, best=best))
         num_bytes = sum(len(snapshot.data) for copies in collected.parts.values() for snapshot in copies)
