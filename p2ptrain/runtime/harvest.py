@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +69,41 @@ async def of_group(
     ``allow_user_code``: whether a model function of the user's own may run here, or the name of the one that may.
     Raises ``NotCoveredError``, ``UserError``.
     """
+
+    async def get(misfits: Misfits) -> Collected:
+        found = await collect(node, wait_s, partial=partial, best=best, misfits=misfits, say=say)
+        return leave_out(found, without)
+
+    _, made = await made_of(get, allow_user_code, say)
+    return made
+
+
+async def made_of(
+    get: Callable[[Misfits], Awaitable[Collected]],
+    allow_user_code: bool | str | Collection[str],
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Collected, Harvest]:
+    """Copies, and the model that they make. Those that are none of it give way to the next freshest.
+
+    Raises ``UserError``.
+    """
     misfits = Misfits()
     while True:
-        collected = await collect(node, wait_s, partial=partial, best=best, misfits=misfits, say=say)
-        collected = leave_out(collected, without)
+        collected = await get(misfits)
+        allowed = may_run(collected.job, allow_user_code)
         try:
-            return await asyncio.to_thread(assemble, collected, allow_user_code=may_run(collected.job, allow_user_code))
+            return collected, await asyncio.to_thread(assemble, collected, allow_user_code=allowed)
         except MisfitError as error:
             if not misfits.add(error):
                 raise
             say(f"{error}: looking for another one")
 
 
-def may_run(job: Job, allow_user_code: bool | str) -> bool:
-    """Whether the job's own model function may."""
-    return allow_user_code is True or allow_user_code == job.model.name
+def may_run(job: Job, allow_user_code: bool | str | Collection[str]) -> bool:
+    """Whether the job's own model function may: any, or one of that name or of those."""
+    if isinstance(allow_user_code, (bool, str)):
+        return allow_user_code is True or allow_user_code == job.model.name
+    return job.model.name in allow_user_code
 
 
 async def collect(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.core.harvest import Collected, Harvest, Look, MisfitError
+from p2ptrain.core.harvest import Collected, Harvest, Look
 from p2ptrain.core.looks.figures import looks_of_group
 from p2ptrain.errors import NotCoveredError, P2PTrainError, UserError
 from p2ptrain.net.keys import Group
@@ -218,21 +218,19 @@ def _made(request: Request, *, best: bool = False) -> tuple[Collected, Harvest, 
     the next freshest. Raises ``UserError``."""
     import psutil
 
-    misfits = Misfits()
-    while True:
-        collected = asyncio.run(_collect(request, misfits, best=best))
+    async def get(misfits: Misfits) -> Collected:
+        collected = await _collect(request, misfits, best=best)
         num_bytes = sum(len(snapshot.data) for copies in collected.parts.values() for snapshot in copies)
         if (free := psutil.virtual_memory().available) < ROOM * num_bytes:
             raise UserError(
                 f"this device has {free / 1e6:,.0f} MB of memory free, too little to assemble {num_bytes / 1e6:,.0f} "
                 "MB of parts: harvest the model on another device"
             )
-        allowed = collected.job.model.name in request.allow_user_code.split(",")
-        try:
-            return collected, harvesting.assemble(collected, allow_user_code=allowed), allowed
-        except MisfitError as error:
-            if not misfits.add(error):
-                raise
+        return collected
+
+    may = request.allow_user_code.split(",")
+    collected, made = asyncio.run(harvesting.made_of(get, may))
+    return collected, made, harvesting.may_run(collected.job, may)
 
 
 def keep_best(request: Request, collected: Collected) -> str:
