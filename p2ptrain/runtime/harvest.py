@@ -10,8 +10,7 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,50 +28,30 @@ from p2ptrain.core.harvest import (
 from p2ptrain.core.looks.figures import best_of, looks_of_group
 from p2ptrain.core.mode import ENDED
 from p2ptrain.errors import NotCoveredError, UserError
-from p2ptrain.ids import BlobId, PeerId, blob_id
+from p2ptrain.ids import PeerId, blob_id
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.runtime import report
 from p2ptrain.runtime.best_state import BEST, collect_best, kept_best
+from p2ptrain.runtime.misfits import (
+    FETCH_TIMEOUT_S,
+    SLOWEST_BYTES_PER_S,
+    Misfits,
+    answered,
+    copy_of,
+    credible_bytes,
+    holders_of,
+    plausible,
+    what_of,
+)
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.store.kept import KeptJob
 from p2ptrain.wire.messages import Record, SnapshotRef
 
 BEST_OF_ALL = "--best gives a state as the group looked at it, of all devices: leave out --best or --without"
-FETCH_TIMEOUT_S = 300.0
 ATTEMPTS, AGAIN_S = 3, 0.5
 """Snapshots are replaced while a group trains: look again for fresher ones so often."""
-MAX_MISFITS, MAX_MISFITS_OF_ONE = 16, 2
 CHASE_S = 60.0
-"""And for so long where somebody says that it has a part, and the copy is replaced each time before it is here."""
-
-
-class Misfits:
-    """Copies that are not asked for (again): those that are not of the job's model, and those of who made several such,
-    or whose copies have cost much time and never came."""
-
-    def __init__(self) -> None:
-        self._copies: set[tuple[BlobId, int, int]] = set()
-        """What is told of as these blocks, or as this part, that it is not; as others it may be just right."""
-        self._num_made: Counter[PeerId] = Counter()
-        self._lost_s: defaultdict[PeerId, float] = defaultdict(float)
-
-    def add(self, error: MisfitError) -> bool:
-        """Whether there are few enough of them to look for others."""
-        self._copies.update(map(_copy, error.holdings))
-        self._num_made.update({holding.trainer for holding in error.holdings})
-        return sum(self._num_made.values()) <= MAX_MISFITS
-
-    def never_came(self, holding: SnapshotRef, seconds: float) -> None:
-        self._lost_s[holding.trainer] += seconds
-
-    def has(self, holding: SnapshotRef) -> bool:
-        made_by = holding.trainer
-        is_mistrusted = self._num_made[made_by] >= MAX_MISFITS_OF_ONE or self._lost_s[made_by] >= FETCH_TIMEOUT_S
-        return is_mistrusted or _copy(holding) in self._copies
-
-
-def _copy(holding: SnapshotRef) -> tuple[BlobId, int, int]:
-    return holding.blob, holding.part, holding.span
+"""And for so long where somebody says that it has a part, and its copy is replaced each time before it is here."""
 
 
 async def of_group(
@@ -90,21 +69,41 @@ async def of_group(
     ``allow_user_code``: whether a model function of the user's own may run here, or the name of the one that may.
     Raises ``NotCoveredError``, ``UserError``.
     """
+
+    async def get(misfits: Misfits) -> Collected:
+        found = await collect(node, wait_s, partial=partial, best=best, misfits=misfits, say=say)
+        return leave_out(found, without)
+
+    _, made = await made_of(get, allow_user_code, say)
+    return made
+
+
+async def made_of(
+    get: Callable[[Misfits], Awaitable[Collected]],
+    allow_user_code: bool | str | Collection[str],
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Collected, Harvest]:
+    """Copies, and the model that they make. Those that are none of it give way to the next freshest.
+
+    Raises ``UserError``.
+    """
     misfits = Misfits()
     while True:
-        collected = await collect(node, wait_s, partial=partial, best=best, misfits=misfits, say=say)
-        collected = leave_out(collected, without)
+        collected = await get(misfits)
+        allowed = may_run(collected.job, allow_user_code)
         try:
-            return await asyncio.to_thread(assemble, collected, allow_user_code=may_run(collected.job, allow_user_code))
+            return collected, await asyncio.to_thread(assemble, collected, allow_user_code=allowed)
         except MisfitError as error:
             if not misfits.add(error):
                 raise
             say(f"{error}: looking for another one")
 
 
-def may_run(job: Job, allow_user_code: bool | str) -> bool:
-    """Whether the job's own model function may."""
-    return allow_user_code is True or allow_user_code == job.model.name
+def may_run(job: Job, allow_user_code: bool | str | Collection[str]) -> bool:
+    """Whether the job's own model function may: any, or one of that name or of those."""
+    if isinstance(allow_user_code, (bool, str)):
+        return allow_user_code is True or allow_user_code == job.model.name
+    return job.model.name in allow_user_code
 
 
 async def collect(
@@ -137,18 +136,27 @@ async def collect(
     observer.only_job = job.id  # whoever comes meanwhile
     harvester = mode_of(job).harvester
 
+    def is_out(holding: SnapshotRef, what: str, holders: Collection[PeerId]) -> bool:
+        is_misfit = misfits.has(holding, holders)
+        if is_misfit and misfits.is_news(holding):
+            name = _name(node, holding.trainer)
+            say(f"{what}: left out, as what {name} made was of no use, or who says to have it hands out nothing")
+        return is_misfit
+
     async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
-        if misfits.has(holding):
-            say(f"{what}: left out, as what {_name(node, holding.trainer)} made was of no use, or never came")
+        here = answered(observer)
+        holders = holders_of(here).get(holding.blob, ())
+        if is_out(holding, what, holders):
             return None
         if not observer.is_trainers(holding):
             say(f"{what}: left out, as {_name(node, holding.trainer)} did not sign it")
             return None
         say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, made by {_name(node, holding.trainer)}")
         begun = node.now()
-        data = await node.fetch(holding, FETCH_TIMEOUT_S)
+        num_bytes = credible_bytes(holding, here)
+        data = await node.fetch(holding, FETCH_TIMEOUT_S + num_bytes / SLOWEST_BYTES_PER_S)
         if data is None:
-            misfits.never_came(holding, node.now() - begun)
+            misfits.never_came(node.now() - begun, holders)
             say(f"{what}: nobody hands out this copy any more")
         return data
 
@@ -158,7 +166,9 @@ async def collect(
     while True:
         attempt += 1
         members = observer.members()
-        holdings = {_copy(h): h for h in _plausible(members, job) if h.kind != "kept"}.values()
+        by, told_of = holders_of(answered(observer)), plausible(members, job)
+        told_of = [h for h in told_of if h.kind != "kept" and not is_out(h, what_of(h), by.get(h.blob, ()))]
+        holdings = {copy_of(h): h for h in told_of}.values()
         result, parts = await harvester.fetch(plan, list(holdings), fetch)
         missing = harvester.missing(plan, parts)
         has_result = any(h.kind == "head" for h in holdings)
@@ -177,16 +187,6 @@ async def collect(
     trained = frozenset(record.part for record in observer.members() if record.phase != "failed")
     plans = {each.epoch: each for each in observer.plans.values()}
     return Collected(job, plan, parts, result, dict(observer.records), trained, told=tuple(holdings), plans=plans)
-
-
-def _plausible(members: Sequence[Record], job: Job) -> list[SnapshotRef]:
-    """What they say to have, but for copies of rounds that the job has not, and for a last layer of which only one says
-    that the group fitted it, where more say so of another."""
-    told = [h for record in members for h in record.holdings]
-    makers = {h.blob: {o.trainer for o in told if o.blob == h.blob} for h in told if h.kind == "head"}
-    most = max(map(len, makers.values()), default=0)
-    lone = {blob for blob, by in makers.items() if len(by) == 1 < most}
-    return [h for h in told if h.blob not in lone and (h.kind == "head" or h.round <= job.training.rounds)]
 
 
 def _is_behind(records: Sequence[Record]) -> bool:

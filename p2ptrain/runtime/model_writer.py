@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.core.harvest import Collected, Harvest, Look, MisfitError
+from p2ptrain.core.harvest import Collected, Harvest, Look
 from p2ptrain.core.looks.figures import looks_of_group
 from p2ptrain.errors import NotCoveredError, P2PTrainError, UserError
 from p2ptrain.net.keys import Group
@@ -30,6 +30,7 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime import report
 from p2ptrain.runtime.best_state import BEST
+from p2ptrain.runtime.misfits import Misfits
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
@@ -170,7 +171,7 @@ async def write(request: Request, num_threads: int) -> Written:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-async def _collect(request: Request, misfits: harvesting.Misfits, *, best: bool = False) -> Collected:
+async def _collect(request: Request, misfits: Misfits, *, best: bool = False) -> Collected:
     from p2ptrain.net.group.admission import visitors_door
     from p2ptrain.net.keys import OPEN_GROUP, read_code
 
@@ -217,21 +218,19 @@ def _made(request: Request, *, best: bool = False) -> tuple[Collected, Harvest, 
     the next freshest. Raises ``UserError``."""
     import psutil
 
-    misfits = harvesting.Misfits()
-    while True:
-        collected = asyncio.run(_collect(request, misfits, best=best))
+    async def get(misfits: Misfits) -> Collected:
+        collected = await _collect(request, misfits, best=best)
         num_bytes = sum(len(snapshot.data) for copies in collected.parts.values() for snapshot in copies)
         if (free := psutil.virtual_memory().available) < ROOM * num_bytes:
             raise UserError(
                 f"this device has {free / 1e6:,.0f} MB of memory free, too little to assemble {num_bytes / 1e6:,.0f} "
                 "MB of parts: harvest the model on another device"
             )
-        allowed = collected.job.model.name in request.allow_user_code.split(",")
-        try:
-            return collected, harvesting.assemble(collected, allow_user_code=allowed), allowed
-        except MisfitError as error:
-            if not misfits.add(error):
-                raise
+        return collected
+
+    may = request.allow_user_code.split(",")
+    collected, made = asyncio.run(harvesting.made_of(get, may))
+    return collected, made, harvesting.may_run(collected.job, may)
 
 
 def keep_best(request: Request, collected: Collected) -> str:

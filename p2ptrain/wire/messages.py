@@ -325,7 +325,8 @@ class Record:
     saves_every: Annotated[int, Bound(0, 2**20)] = 0
     """So many batches it would have from one snapshot to the next; 0 = not known."""
     ends_after: int = 0
-    """The group was asked to stop, and this peer's training ends after so many rounds; 0 = after the job's last one."""
+    """The group was asked to stop, or its model got no better for as long as ``training.patience`` says: this peer's
+    training ends after so many rounds; 0 = after the job's last one."""
     looks: Annotated[tuple[LookFigure, ...], Bound(0, MAX_LOOKS)] = ()
     """At the whole model while it is trained, the oldest first: the best one, and the last ones."""
     signature: Signature = b""

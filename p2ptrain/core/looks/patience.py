@@ -19,6 +19,7 @@ from p2ptrain.core.looks.figures import is_sound
 from p2ptrain.core.looks.looks import rounds_between
 from p2ptrain.core.mode import ENDED
 from p2ptrain.ids import PeerId
+from p2ptrain.protocol.machine import NEVER
 from p2ptrain.wire.messages import LookFigure, Record
 
 REMEMBERED = 256
@@ -74,10 +75,15 @@ class Patience:
         """Members that train and have looked: the last round of which they told."""
         self._silent = False
         """Whether there are members that train and have told of no look: slow ones, or without validation samples."""
+        self._found: Standstill | None = None
+        self._found_until = NEVER
+        """Nothing changes before that, unless there is news."""
+        self._is_stale = True
 
     def heard(self, members: Iterable[Record], now: float) -> None:
         """What all members say of themselves now."""
-        before, self._lookers, self._silent = self._lookers.keys(), {}, False
+        former, was_silent = self._lookers, self._silent
+        before, self._lookers, self._silent = former.keys(), {}, False
         news: set[int] = set()
         for record in members:
             sound = [look for look in record.looks if self._counts(look)]
@@ -96,10 +102,18 @@ class Patience:
         for round in news if before == self._lookers.keys() else list(self._told):
             if round in self._told and self._is_most(self._agreeing(round)):
                 self._most_since.setdefault(round, now)
+        self._is_stale |= bool(news) or former != self._lookers or was_silent != self._silent
 
     def standstill(self, now: float) -> Standstill | None:
         """At the newest look that counts, or at the one before if that stood still longer: others may have ended by
         then. None: none counts."""
+        if self._is_stale or now >= self._found_until:
+            self._found, self._is_stale = self._newest(now), False
+            waits = (at + LATE_S for times in (self._most_since, self._first_told) for at in times.values())
+            self._found_until = min((until for until in waits if until > now), default=NEVER)
+        return self._found
+
+    def _newest(self, now: float) -> Standstill | None:
         found: list[Standstill] = []
         for round in sorted(self._most_since, reverse=True):
             told = self._agreeing(round)

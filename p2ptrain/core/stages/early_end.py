@@ -1,4 +1,4 @@
-"""After which round a group stops: the job's last one, or sooner where somebody asked for that.
+"""After which round a group stops: the job's last one, or sooner where somebody asked for that, or patience is over.
 
 Invariant: never later than the job says; what this peer knows of it, its record says.
 """
@@ -19,7 +19,7 @@ class EarlyEnd:
 
     @property
     def is_asked(self) -> bool:
-        """Whether somebody asked the group to stop."""
+        """Whether the group is to stop sooner: somebody asked for that, or its model got no better."""
         return self._after > 0
 
     @property
@@ -28,6 +28,6 @@ class EarlyEnd:
         return self._after or self._rounds
 
     def ask(self, rounds: int, now: float) -> Effects:
-        """The group is to stop after so many."""
-        self._after = min(rounds, self._rounds)
+        """The group is to stop after so many. Of several times the fewest count."""
+        self._after = min(rounds, self.last_round)
         return self._group.say(now, ends_after=self._after)

@@ -67,7 +67,10 @@ class TasksHarvest(Harvest):
 async def fetch(
     plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch
 ) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
-    """The newest head that can be had with all the parts it is of; else the freshest copies of each part."""
+    """The newest head that can be had with all the parts it is of; else the freshest copies of each part. A head of
+    fewer parts than can be had is not taken: one member can make up any."""
+    known = {part.index for part in plan.parts} & {h.part for h in holdings if h.kind == "part"}
+    lacking: tuple[Snapshot, dict[int, list[Snapshot]]] | None = None
     heads = sorted((h for h in holdings if h.kind == "head"), key=lambda h: (h.epoch, h.step, h.samples, h.blob))
     for holding in reversed(heads):
         data = await fetch(holding, "the fitted head")
@@ -82,8 +85,13 @@ async def fetch(
             if (bytes_ := await fetch(part, f"part {part.part}")) is not None:
                 parts.setdefault(part.part, []).append(Snapshot(part, bytes_))
         if sum(len(copies) for copies in parts.values()) == len(wanted):
-            return Snapshot(holding, data), parts
-    return None, await _fetch_parts(plan, holdings, fetch)
+            if parts.keys() >= known:
+                return Snapshot(holding, data), parts
+            lacking = lacking or (Snapshot(holding, data), parts)
+    freshest = await _fetch_parts(plan, holdings, fetch)
+    if lacking is not None and lacking[1].keys() >= freshest.keys():
+        return lacking  # of the other parts there are only words
+    return None, freshest
 
 
 async def _fetch_parts(plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch) -> dict[int, list[Snapshot]]:
@@ -178,11 +186,13 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
             is_fit = "whiten" in fitted
             if is_fit:
                 check_fit_state(fitted, len(job.data.classes), state[f"{parts.head}.weight"].shape[1])
+            taken = verdict.chosen if verdict else FITTED
+            if taken == FITTED and not is_fit:
+                raise RemoteError("head", "is of no fit")
         except RemoteError as error:
             maker = collected.name_of(collected.result.holding.trainer)
             message = f"the last layer that {maker} says the group fitted is of no use ({error}); try again"
             raise MisfitError(message, [collected.result.holding]) from None
-        taken = verdict.chosen if verdict else FITTED
         is_own_gone = owner_of(taken) in collected.without
         if is_own_gone or (gone and taken not in (FITTED, JOINED)):
             taken = FITTED if is_fit else JOINED
@@ -190,7 +200,10 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
             head = parts.head_without(gone, {}, fitted)
             state = parts.with_head(state, {"weight": head.weight, "bias": head.bias})
         else:
-            state = parts.with_candidate(state, taken, fitted, means, own)
+            try:
+                state = parts.with_candidate(state, taken, fitted, means, own)
+            except UserError as error:  # it may be made up
+                raise MisfitError(str(error), [collected.result.holding]) from None
     known_without = taken == FITTED or parts.body.combine == "sum"
     report = _report(collected)
     behind = [part.part for part in report if part.round < part.rounds and part.part not in collected.trained]

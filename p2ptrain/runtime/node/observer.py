@@ -287,7 +287,7 @@ class Observer(Core):
 
     def _forget_plans(self) -> None:
         """The oldest that nobody follows any more, or that somebody made up."""
-        followed = {record.plan for record in self.alive()}
+        followed = {record.plan for record in self._telling()}
         left = sorted(self.plans, key=lambda name: (name in followed, self.plans[name].epoch))
         for name in left[: max(0, len(left) - MAX_PLANS)]:
             del self.plans[name]

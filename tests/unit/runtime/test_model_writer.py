@@ -22,6 +22,7 @@ from p2ptrain.learning.models import global_model
 from p2ptrain.protocol.group.record import blank_record
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import harvest as harvesting
+from p2ptrain.runtime import misfits as misfits_of
 from p2ptrain.runtime import model_writer as writer
 from p2ptrain.runtime import report
 from p2ptrain.ui import messages_for_people
@@ -193,7 +194,7 @@ def test_a_copy_that_is_none_of_the_model_gives_way_to_the_next(
     odd = SnapshotRef(0, PeerId("b" * 16), 1, 3, 30, 1, BlobId("0" * 64), 4)
     asked: list[bool] = []
 
-    async def collect(_: object, misfits: harvesting.Misfits, **__: object) -> Any:
+    async def collect(_: object, misfits: misfits_of.Misfits, **__: object) -> Any:
         asked.append(misfits.has(odd))
         return SimpleNamespace(job=JOB, parts={0: collected}, records={})
 
@@ -210,14 +211,19 @@ def test_a_copy_that_is_none_of_the_model_gives_way_to_the_next(
 def test_copies_that_are_no_model_or_never_come_are_looked_for_a_bounded_time() -> None:
     made_by = [PeerId(letter * 16) for letter in "abcdefghijkl"]
     refs = [SnapshotRef(0, peer, 1, 3, n, 1, BlobId(f"{n:064x}"), 4) for n, peer in enumerate(made_by * 2)]
-    misfits = harvesting.Misfits()
+    misfits = misfits_of.Misfits()
     assert misfits.add(MisfitError("no model", [refs[0]]))
     assert misfits.has(refs[0]) and not misfits.has(refs[12]), "another copy of the same device may be one"
     assert misfits.add(MisfitError("no model", [refs[12]]))
     assert misfits.has(dataclasses.replace(refs[0], blob=BlobId("f" * 64))), "but not for ever"
-    misfits.never_came(refs[1], harvesting.FETCH_TIMEOUT_S - 1)
-    assert not misfits.has(refs[1])
-    misfits.never_came(refs[13], 2.0)
-    assert misfits.has(refs[1]) and not misfits.has(refs[2])
+    holder, other = made_by[2:4]
+    misfits.never_came(misfits_of.FETCH_TIMEOUT_S - 1, [holder])
+    assert not misfits.has(refs[1], [holder])
+    misfits.never_came(2.0, [holder])
+    assert misfits.has(refs[1], [holder]), "who says to have it never hands out anything"
+    assert not misfits.has(refs[1], [holder, other]) and not misfits.has(refs[2], [other]), "but for others' copies"
+    record = dataclasses.replace(blank_record(made_by[0], b"k" * 40, 1), holdings=tuple(refs[3:6]))
+    huge = dataclasses.replace(refs[3], num_bytes=1 << 40)
+    assert misfits_of.credible_bytes(huge, [record]) == 4, "a made-up size buys no time"
     answers = [misfits.add(MisfitError("no model", [ref])) for ref in refs[2:]]
     assert answers[:14] == [True] * 14 and not any(answers[14:])

@@ -101,6 +101,16 @@ def test_who_trains_and_has_told_of_no_look_yet_is_waited_for() -> None:
     assert looks(first, dataclasses.replace(quiet[0], phase="done")) == 2, "who has ended looks no more"
 
 
+def test_a_standstill_is_worked_out_anew_only_where_something_may_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    patience, worked_out = Patience(work(), member(0, ()).peer), []
+    newest = patience._newest
+    monkeypatch.setattr(patience, "_newest", lambda now: worked_out.append(now) or newest(now))
+    for second in range(200):
+        patience.heard([member(0, [5, 4, 4]), member(1, [5, 4, 4] if second >= 20 else [5])], float(second))
+        found = patience.standstill(float(second))
+    assert worked_out == [0.0, 20.0, LATE_S, 20.0 + LATE_S] and found is not None and found.looks == 2
+
+
 def test_who_lags_behind_is_waited_for_and_then_not_any_more() -> None:
     patience = Patience(work(), member(0, ()).peer)
     slow = member(2, [5])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -14,14 +16,17 @@ from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig
 from p2ptrain.core.harvest import Collected, Snapshot
 from p2ptrain.core.plan import PeerSnapshot, Plan
 from p2ptrain.errors import UserError
-from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.ids import BlobId, PeerId, blob_id
 from p2ptrain.learning.averaging import weighted_mean
+from p2ptrain.modes.tasks.harvest import fetch
+from p2ptrain.modes.tasks.head.blob import pack_head
 from p2ptrain.modes.tasks.head.verdict import Verdict
 from p2ptrain.modes.tasks.head.verdict_words import left_out_line, verdict_lines, verdict_plain
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.planning.assignment import first_plan
 from p2ptrain.runtime import report
 from p2ptrain.runtime.harvest import assemble, leave_out
+from p2ptrain.wire import tensorfile
 from p2ptrain.wire.messages import SnapshotRef
 
 DATA = DataConfig(("a", "b", "c", "d"), (1, 12, 12), mean=(0.4,), std=(0.3,))
@@ -117,6 +122,25 @@ def test_one_bad_copy_of_four_moves_the_harvest_little(robust: str) -> None:
     bad, good = assemble(collected("replicas", robust, bad=-80.0)), assemble(collected("replicas", robust))
     for name, tensor in good.state.items():
         assert float((bad.state[name] - tensor).norm()) < 0.06 * tensor.numel() ** 0.5
+
+
+def test_a_head_that_leaves_out_parts_hides_no_copies() -> None:
+    """It is one that a single member made up, or the other parts' copies are only said to be there."""
+    everyone = collected("tasks")
+    parts = [each.holding for copies in everyone.parts.values() for each in copies]
+    lone = pack_head(tensorfile.pack({"weight": np.ones(3, np.float32)}), (parts[0],))
+    head = dataclasses.replace(parts[0], kind="head", blob=blob_id(lone), epoch=2)
+    data = {each.holding.blob: each.data for copies in everyone.parts.values() for each in copies} | {head.blob: lone}
+
+    async def get(holding: SnapshotRef, what: str) -> bytes | None:
+        return data.get(holding.blob)
+
+    result, found = asyncio.run(fetch(everyone.plan, [*parts, head], get))
+    assert result is None and found == dict(everyone.parts)
+    for each in parts[1:]:
+        del data[each.blob]
+    result, found = asyncio.run(fetch(everyone.plan, [*parts, head], get))
+    assert result is not None and result.holding == head and list(found) == [parts[0].part]
 
 
 # --- who makes the model worse ---

@@ -144,3 +144,9 @@ def test_plans_that_are_told_one_after_the_other_do_not_fill_the_memory(observer
     observer.plans = {PLAN: plan(1)} | {f"{number:064x}": plan(number) for number in range(2, 3 * MAX_PLANS)}
     observer._forget_plans()
     assert len(observer.plans) == MAX_PLANS and PLAN in observer.plans, "that of the group stays"
+    for name, each in (observer.plans | {f"{number:064x}": plan(number) for number in range(2, 3 * MAX_PLANS)}).items():
+        made_up = PeerId(f"z{name[-15:]}")  # one member alone tells of peers that follow those
+        observer.records.setdefault(made_up, record(made_up, job=JOB.id, plan=name, epoch=each.epoch))
+        observer.states[made_up], observer.plans[name] = "alive", each
+    observer._forget_plans()
+    assert len(observer.plans) == MAX_PLANS and PLAN in observer.plans

@@ -14,9 +14,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from p2ptrain.config import DataConfig, Job, ModelConfig
-from p2ptrain.core.harvest import Collected, Snapshot
+from p2ptrain.core.harvest import Collected, MisfitError, Snapshot
 from p2ptrain.core.plan import PeerSnapshot, Plan
-from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId, blob_id
 from p2ptrain.learning import candidates, validation
 from p2ptrain.learning.data import Dataset
@@ -266,8 +266,11 @@ def test_the_copy_of_one_member_is_taken_where_it_is_clearly_better_than_the_mea
     (line, *_) = words.harvest_lines(taken)
     assert f"by what {NAMES[1]} trained alone: the mean of all devices' copies gets less" in line
     assert words.harvest_plain(taken)["validation"]["head"] == f"copy-{NAMES[1]}"
-    with pytest.raises(UserError, match="not among those found"):
-        assemble(Collected(work, plan, {0: copies[:1]}, head, {}), allow_user_code=False)
+    made_up = Snapshot(refs[0], pack_head(tensorfile.pack({"weight": np.ones(3, np.float32)}), refs))
+    for lone, found_copies, says in ((head, copies[:1], "not among those found"), (made_up, copies, "is of no fit")):
+        with pytest.raises(MisfitError, match=says) as misfit:  # another one may do
+            assemble(Collected(work, plan, {0: found_copies}, lone, {}), allow_user_code=False)
+        assert misfit.value.holdings == (refs[0],)
 
 
 def test_a_copy_that_lacks_a_class_of_others_is_not_taken() -> None:
