@@ -54,7 +54,7 @@ def put_in_order(model: nn.Module, order: torch.memory_format) -> None:
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.dim() == 4 and tensor.layout == torch.strided:
-                tensor.data = tensor.data.contiguous(memory_format=order)
+                tensor.data = tensor.data.to(memory_format=order)
 
 
 def arrange(model: nn.Module, samples: Tensor | None) -> torch.memory_format:

@@ -27,6 +27,11 @@ def _newborn(peer: PeerId) -> Rumour:
     return Rumour(peer, "alive", 0)
 
 
+def _nobody(peer: PeerId) -> tuple[PeerId, ...]:
+    """Where neighbours are not known."""
+    return ()
+
+
 class Roster:
     def __init__(
         self,
@@ -49,7 +54,7 @@ class Roster:
         self.round = list(self.members)
         """Who is in, suspects included, to be probed; before ``_position`` those that had their turn."""
         self._position = 0
-        self.neighbours_of: NeighboursOf = lambda peer: ()
+        self.neighbours_of: NeighboursOf = _nobody
         self._alive: frozenset[PeerId] | None = None
 
     def alive(self) -> frozenset[PeerId]:
