@@ -369,8 +369,8 @@ def test_cut_in_halves_after_a_loss_and_healed() -> None:
 
 
 TOLD_ON_THE_WAY = pytest.mark.xfail(
-    reason="two devices follow the lone one's plan for a moment, on the way to the common plan, and tell of lost batches "
-    "that are not lost"
+    reason="two devices follow the lone one's plan for a moment, on the way to the common plan, and tell of batches "
+    "as lost that are not"
 )
 
 
