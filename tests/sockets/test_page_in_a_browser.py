@@ -122,7 +122,7 @@ def test_a_group_of_three_is_shown_and_the_death_of_one() -> None:
         page.value("document.querySelector('#loss svg.chart').focus()")
         for kind in ("rawKeyDown", "keyUp"):
             page.ask("Input.dispatchKeyEvent", type=kind, key="Home", code="Home", windowsVirtualKeyCode=36)
-        assert page.value("document.querySelector('#loss .cursor line') !== null")
+        page.wait("document.querySelector('#loss .cursor line') !== null")
         page.size(390, 844, phone=True)
         page.wait("document.documentElement.scrollWidth <= 390")
         named = "document.getElementById(each.getAttribute('aria-labelledby')) !== null"
