@@ -21,10 +21,11 @@ from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.layout import arrange
-from p2ptrain.learning.own.lightning import LIGHTNING_LOSS, LIGHTNING_OPTIMIZER, configured_optimizer, step_loss
+from p2ptrain.learning.own.lightning import configured_optimizer, step_loss
 from p2ptrain.learning.own.parts import own_factor, own_optimizer, own_step
 from p2ptrain.learning.profiling.precision import mixed
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
+from p2ptrain.model_config import LIGHTNING_LOSS, LIGHTNING_OPTIMIZER
 
 ResolvedTargets = Literal["all", "rest", "own"]
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)

@@ -21,6 +21,7 @@ from p2ptrain.core.harvest import (
     KeptHarvest,
     MisfitError,
     PartReport,
+    copy_of,
     looks_of,
     stopped_after,
     works_of,
@@ -37,7 +38,6 @@ from p2ptrain.runtime.misfits import (
     SLOWEST_BYTES_PER_S,
     Misfits,
     answered,
-    copy_of,
     credible_bytes,
     holders_of,
     plausible,
@@ -127,8 +127,9 @@ async def collect(
     observer.only_job = only_job
     await node.look_around(wait_s, need_job=True)
     job, plan = observer.job, observer.plan()
-    if job is None and only_job and observer.alive():
-        raise NotCoveredError(f"nobody who is here trains this job ({only_job}) any more")
+    here = observer.alive()
+    if job is None and only_job and here and all(record.job != only_job for record in here):
+        raise UserError(f"nobody who is here trains this job ({only_job}) any more")
     if job is None or plan is None:
         raise NotCoveredError(
             "the group has no plan yet, so there is nothing to harvest; `p2ptrain status` says what it waits for"
@@ -231,8 +232,12 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
     """Put the parts together. Raises ``UserError`` for parts that don't fit."""
     records, job = collected.records.values(), collected.job.id
     result = mode_of(collected.job).harvester.assemble(collected, allow_user_code=allow_user_code)
-    found = {"works": works_of(records, job), "best_look": best_of(looks_of_group(records, job))}
-    result = dataclasses.replace(result, **found, stopped_after=stopped_after(records, job))  # type: ignore[arg-type]
+    result = dataclasses.replace(
+        result,
+        works=works_of(records, job),
+        best_look=best_of(looks_of_group(records, job)),
+        stopped_after=stopped_after(records, job),
+    )
     if collected.best is not None:
         return dataclasses.replace(result, best=collected.best)
     if result.is_judged or (result.is_half_way and not result.stopped_after) or result.missing:

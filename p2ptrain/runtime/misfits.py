@@ -10,15 +10,15 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import median_low
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import MisfitError
+from p2ptrain.core.harvest import Copy, MisfitError, copy_of
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.blobs.fetching import TransferConfig
 from p2ptrain.runtime.node.observer import Observer
 from p2ptrain.wire.messages import Record, SnapshotRef
 
-FETCH_TIMEOUT_S, SLOWEST_BYTES_PER_S = 300.0, 32 << 10
-"""A copy may take so long, and what its size needs at that rate, which is transfers' slowest."""
+FETCH_TIMEOUT_S, SLOWEST_BYTES_PER_S = 300.0, TransferConfig().min_bytes_per_s
+"""A copy may take so long, and what its size needs at that rate."""
 MAX_MISFITS, MAX_MISFITS_OF_ONE = 16, 2
-Copy = tuple[BlobId, int, int]
 NOBODY = PeerId("")
 """Says to have a copy that only a last layer names."""
 
@@ -57,11 +57,6 @@ class Misfits:
         return is_mistrusted or made_several or copy_of(holding) in self._copies
 
 
-def copy_of(holding: SnapshotRef) -> Copy:
-    """The same for all that tell of it as the same part or blocks."""
-    return holding.blob, holding.part, holding.span
-
-
 def answered(observer: Observer) -> list[Record]:
     """Of members that have answered themselves."""
     return [record for record in observer.members() if record.peer in observer.answered]
@@ -78,7 +73,9 @@ def holders_of(records: Sequence[Record]) -> Mapping[BlobId, set[PeerId]]:
 
 def what_of(holding: SnapshotRef) -> str:
     """For people."""
-    return "the fitted head" if holding.kind == "head" else f"part {holding.part}"
+    if holding.kind == "head":
+        return "the fitted head"
+    return f"part {holding.part}" if holding.span == 1 else f"blocks {holding.part}-{holding.part + holding.span - 1}"
 
 
 def plausible(members: Sequence[Record], job: Job) -> list[SnapshotRef]:
@@ -94,6 +91,7 @@ def plausible(members: Sequence[Record], job: Job) -> list[SnapshotRef]:
 def credible_bytes(holding: SnapshotRef, members: Sequence[Record]) -> int:
     """No more than the middle one of those who made copies of the same part says that they have: who makes up a large
     one must not hold up who harvests."""
-    alike = [h for record in members for h in record.holdings if (h.kind, h.part) == (holding.kind, holding.part)]
+    of = holding.kind, holding.part, holding.span
+    alike = [h for record in members for h in record.holdings if (h.kind, h.part, h.span) == of]
     most = {h.trainer: max(o.num_bytes for o in alike if o.trainer == h.trainer) for h in alike}
     return min(holding.num_bytes, median_low(most.values())) if most else 0

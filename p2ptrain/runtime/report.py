@@ -57,7 +57,7 @@ def render(harvest: Harvest) -> str:
         if harvest.stopped_after:
             how = "there the group was stopped (`p2ptrain stop`); start its peers again to go on"
             if harvest.job.training.patience:
-                how = f"there the group has ended, {_why_ended(harvest)}; start its peers again to go on"
+                how = f"there the group has ended: {_why_ended(harvest)}. Start its peers again to go on"
         lines.append(f"HALF-WAY: so far {rounds}; {how}")
     lines += words.harvest_lines(harvest)
     for other in harvest.others:
@@ -79,11 +79,11 @@ def render(harvest: Harvest) -> str:
 def _why_ended(harvest: Harvest) -> str:
     """Where the job has patience."""
     best, patience = harvest.best_look, harvest.job.training.patience
-    why = f"as its model got no better in {patience} looks (training.patience), or was stopped (`p2ptrain stop`)"
+    why = f"its model got no better in {patience} looks (training.patience), or it was stopped (`p2ptrain stop`)"
     if best is None:
         return why
     right = f"{percent(best.accuracy)} of {best.samples:,} validation samples right"
-    return f"{why}: it was best after round {best.round}, {right}, which harvest --best gives"
+    return f"{why}. Its best state is that after round {best.round}, {right} (`harvest --best`)"
 
 
 def best_lines(best: BestState | None) -> list[str]:

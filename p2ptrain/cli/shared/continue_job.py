@@ -6,11 +6,9 @@ the old ones, in nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -184,13 +182,11 @@ def _told_by(model_file: Path) -> Mapping[str, str]:
 
 def _copy(source: Path, target: Path) -> None:
     """Whole or not at all. Raises ``UserError``."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    from p2ptrain.runtime.model_writer import copy_whole
+
     try:
-        shutil.copyfile(source, draft)
-        draft.replace(target)
+        copy_whole(source, target)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise UserError(f"{target}: can't be written ({error.strerror or error}); name another with -o") from None
 
 

@@ -93,7 +93,7 @@ def _merit(figures: Sequence[LookFigure]) -> tuple[int, float]:
 
 
 def told_on(looks: Sequence[LookFigure], new: LookFigure, best: Collection[str]) -> tuple[LookFigure, ...]:
-    """What a record tells once one more is known: the group's best, by its name, and the last ones."""
+    """What a record tells once one more is known: the group's best ones, by their names, and the last ones."""
     known = [look for look in looks if look.state != new.state] + [new]
     first = [look for look in known if look.state in best]
     rest = [look for look in known if look.state not in best]

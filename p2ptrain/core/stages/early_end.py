@@ -18,7 +18,7 @@ class EarlyEnd:
         self._after = 0
 
     @property
-    def is_asked(self) -> bool:
+    def is_early(self) -> bool:
         """Whether the group is to stop sooner: somebody asked for that, or its model got no better."""
         return self._after > 0
 
@@ -28,6 +28,6 @@ class EarlyEnd:
         return self._after or self._rounds
 
     def ask(self, rounds: int, now: float) -> Effects:
-        """The group is to stop after so many. Of several times the fewest count."""
+        """The group is to stop after so many. Asked several times, the fewest rounds count."""
         self._after = min(rounds, self.last_round)
         return self._group.say(now, ends_after=self._after)

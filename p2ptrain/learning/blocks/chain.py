@@ -238,8 +238,9 @@ def _is_layer(value: object) -> TypeGuard[nn.Module]:
 
 
 def _apart(layer: nn.Module) -> nn.Module:
-    """Another object, and others within it, that hold the same tensors."""
-    twin = copy.copy(layer)
+    """Another object, and others within it, that hold the same tensors. Parametrized layers refuse ``copy.copy``."""
+    twin: nn.Module = object.__new__(type(layer))
+    twin.__dict__.update(vars(layer))
     twin._modules = {name: child if child is None else _apart(child) for name, child in layer._modules.items()}
     return twin
 

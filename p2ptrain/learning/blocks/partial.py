@@ -122,7 +122,8 @@ class _RealConstants(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.meta_is_named = False
-        """Whether code asked for that device by itself, and not for that of another tensor."""
+        """Whether code asked for that device by itself, and not for that of another tensor: as far as one can see. Text
+        made of another tensor's device counts, and so does ``Module.to``, which reads it anew."""
         self._asked: list[object] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,7 +139,8 @@ class _RealConstants(TorchFunctionMode):
 
 
 def _is_meta(value: object) -> bool:
-    return (isinstance(value, torch.device) and value == META) or (isinstance(value, str) and value == "meta")
+    kind = value.type if isinstance(value, torch.device) else value.partition(":")[0] if isinstance(value, str) else ""
+    return kind == META.type
 
 
 def _build(

@@ -20,8 +20,6 @@ from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.outputs import whole_outputs
 from p2ptrain.model_config import LIGHTNING_LOSS, LIGHTNING_OPTIMIZER
 
-__all__ = ["LIGHTNING_LOSS", "LIGHTNING_OPTIMIZER", "configured_optimizer", "is_lightning", "step_loss"]
-
 
 def is_lightning(model: nn.Module) -> bool:
     """Whether it is one of that class, by name: of lightning, or of pytorch_lightning."""

@@ -22,18 +22,12 @@ from p2ptrain.learning.models import global_model
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import enough_memory, own_code
 from p2ptrain.learning.own.building import refuse_blank
-from p2ptrain.learning.own.lightning import (
-    LIGHTNING_LOSS,
-    LIGHTNING_OPTIMIZER,
-    configured_optimizer,
-    is_lightning,
-    step_loss,
-)
+from p2ptrain.learning.own.lightning import configured_optimizer, is_lightning, step_loss
 from p2ptrain.learning.own.outputs import check_logits, check_outputs, made_up
 from p2ptrain.learning.own.parts import own_step
 from p2ptrain.learning.snapshots import put_state
 from p2ptrain.learning.training import check_batch_size, make_optimizer, schedule
-from p2ptrain.model_config import is_own_code
+from p2ptrain.model_config import LIGHTNING_LOSS, LIGHTNING_OPTIMIZER, is_own_code
 
 MADE_UP = 8
 """So many samples are made up where there are none."""
@@ -95,7 +89,7 @@ class Trial:
             self._step(job, who, x, y)
             _check_same(who, before, _shapes(self.model))
         if not job.training.own_optimizer:
-            self.model.zero_grad(set_to_none=True)  # room for another model
+            self.model.zero_grad(set_to_none=True)  # room for another model; an own optimizer's step needs them
         if drawn:
             self._check_drawn(who, drawn, _digests(global_model(job, allow_user_code=allow_user_code)))
             self._look_beside(job, who, x, allow_user_code)

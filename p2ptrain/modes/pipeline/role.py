@@ -336,7 +336,7 @@ class PipelineRole:
         plan, is_own, own = self.plan, self.progress.is_finished(), self._group.own
         if plan is None or plan.part_of(own.peer) is None or not self.progress.is_saved():
             return []
-        ends_by_itself = is_own and not self.progress.end.is_asked and isinstance(self._state, Training)
+        ends_by_itself = is_own and not self.progress.end.is_early and isinstance(self._state, Training)
         if own.phase not in ("waiting", "training") or ends_by_itself:
             return []
         told = self._recovery.over(plan, self.progress.own, self.progress.last_step(plan), is_own=is_own)

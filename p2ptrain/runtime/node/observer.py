@@ -119,7 +119,8 @@ class Observer(Core):
 
     def members(self) -> list[m.Record]:
         """Those of them that train the group's job, once that is known."""
-        return [record for record in self.alive() if record.job == self.job_id]
+        job = self.job_id
+        return [record for record in self.alive() if record.job == job]
 
     def plan(self) -> Plan | None:
         """The one that most follow of those that have answered themselves, once it is here; of several the newest. What

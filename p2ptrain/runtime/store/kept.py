@@ -15,13 +15,12 @@ from p2ptrain.ids import BlobId, GroupTag, JobId
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.runtime.store.json_files import load_json
-from p2ptrain.runtime.store.manifest import Manifest, load_manifest
+from p2ptrain.runtime.store.manifest import MANIFESTS, Manifest, load_manifest
 
 GROUPS = "groups.json"
 """In a state directory: the job that each group, by its tag, had last."""
 MODEL = "model.safetensors"
 """In a job's folder: the assembled model, from when the group was done."""
-MANIFESTS = ("manifest.json", "manifest.old.json")
 NUM_HEX = 16
 
 

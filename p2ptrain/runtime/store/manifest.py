@@ -21,6 +21,8 @@ from p2ptrain.wire.schema import Bound, from_plain, to_plain
 
 MANIFEST_VERSION = 1
 MAX_LINEAGE = 64
+MANIFESTS = ("manifest.json", "manifest.old.json")
+"""In a job's folder: the one in force, and the one before."""
 _OLD_HEAD_PART = 4096
 _NEW_NAMES = {"custody": "replicas"}
 

@@ -26,7 +26,7 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.store.blobs import Blobs, hash_file
 from p2ptrain.runtime.store.disk import Disk, StorageError, raise_for_now, storage_error
 from p2ptrain.runtime.store.json_files import free_name, move_aside
-from p2ptrain.runtime.store.manifest import MAX_LINEAGE, Manifest, load_manifest, manifest_bytes
+from p2ptrain.runtime.store.manifest import MANIFESTS, MAX_LINEAGE, Manifest, load_manifest, manifest_bytes
 from p2ptrain.runtime.store.vote import VoteFile
 from p2ptrain.wire.messages import SnapshotRef
 
@@ -263,10 +263,10 @@ class Store:
             raise LocalError(f"the manifest would name blob {holding.blob}, which is not here")
 
     def _save(self, manifest: Manifest) -> None:
-        path, data = self.path / "manifest.json", manifest_bytes(manifest)
+        path, data = self.path / MANIFESTS[0], manifest_bytes(manifest)
         with self._reporting(len(data)):
             if path.exists():
-                old = self.path / "manifest.old.json"  # a second chance, no more
+                old = self.path / MANIFESTS[1]  # a second chance, no more
                 try:
                     former = path.read_bytes()
                 except OSError as error:
@@ -283,7 +283,7 @@ class Store:
         self.collect()
 
     def _open(self) -> Manifest:
-        path, old, damaged = self.path / "manifest.json", self.path / "manifest.old.json", self.path / "damaged"
+        path, old, damaged = *(self.path / name for name in MANIFESTS), self.path / "damaged"
         manifest, why = load_manifest(path)
         if manifest is None and why:
             self._notes.append(move_aside(self._disk, path, damaged, why))

@@ -274,9 +274,9 @@ def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing()
     early = dataclasses.replace(asked, job=PATIENT, best_look=looks[0])
     text = report.render(early)
     assert (
-        "there the group has ended, as its model got no better in 2 looks (training.patience), or was stopped" in text
+        "there the group has ended: its model got no better in 2 looks (training.patience), or it was stopped" in text
     )
-    assert "it was best after round 4, 90.0 % of 40 validation samples right, which harvest --best gives" in text
+    assert "Its best state is that after round 4, 90.0 % of 40 validation samples right (`harvest --best`)" in text
     assert report.to_plain(early)["best_look"]["round"] == 4 and report.to_plain(asked)["best_look"] is None
     assert report.to_plain(asked)["stopped_after"] == 4 and report.to_plain(harvested())["stopped_after"] is None
 

@@ -54,7 +54,7 @@ class Progress:
 
     def is_stopped(self) -> bool:
         """Whether it has stopped so."""
-        return self.end.is_asked and self.is_saved()
+        return self.end.is_early and self.is_saved()
 
     def look(self, now: float) -> bool:
         """Whether ``batch_s`` is worth a look, or a faster plan that had to wait."""
@@ -132,7 +132,7 @@ class Progress:
     def is_finished(self) -> bool:
         """Whether the plan's own peers have trained it to the end, and it is saved whole."""
         plan = self._plan
-        if self.end.is_asked:  # whoever trained it: they may be some batches further already
+        if self.end.is_early:  # whoever trained it: they may be some batches further already
             return self.is_saved()
         return plan is not None and self._saved.is_whole(plan, (self.last_step(plan), plan.epoch))
 

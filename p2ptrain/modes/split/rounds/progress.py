@@ -72,12 +72,13 @@ class Progress:
 
     def is_late(self) -> bool:
         """Whether the last round took much longer than is expected by now: links may have become slow. What rounds take
-        then is expected from there on, so that slow ones have their links measured once, and not after each."""
+        then is expected from there on, until they are faster again: links are not measured after each slow one."""
         if self._plan is None or not self._seconds:
             return False
         body = body_of(self._plan)
         expected_s = max(body.stretch * body.split.round_s, self._expected_s)
         if self._seconds[-1] <= max(LATE * expected_s, expected_s + LATE_S):
+            self._expected_s = min(self._expected_s, statistics.median(self._seconds))
             return False
         self._expected_s = statistics.median(self._seconds)
         return True

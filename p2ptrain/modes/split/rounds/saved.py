@@ -221,10 +221,13 @@ class SavedStates(Replicas):
             return []
         if not self._group.is_trainers(ref):
             return []  # a plan names it, and nobody says who made it
-        given_up = self._make_room()
+        is_spare = state_of(ref) in self._spare
+        given_up = [] if is_spare else self._make_room()
         if len(self._kept) + len(self._saving) >= MAX_KEPT:
             self._not_saved.add(ref.blob)
-            return [*given_up, Note("no-room-for-piece", (("round", ref.round), ("pieces", MAX_KEPT)))]
+            return (
+                [] if is_spare else [*given_up, Note("no-room-for-piece", (("round", ref.round), ("pieces", MAX_KEPT)))]
+            )
         self._saving.add(ref.blob)
         return [*given_up, KeepReplica(ref)]
 
@@ -241,7 +244,7 @@ class SavedStates(Replicas):
         self._saving.discard(holding.blob)
         if not saved:
             self._not_saved.add(holding.blob)
-            return []
+            return self._group.say_holdings(now)  # of what had to make room for it, too
         self._kept[holding.blob] = holding
         effects = [*self._group.say_holdings(now), *self.piece_kept(holding, now)]
         self._look_for_finished(now)
@@ -349,10 +352,6 @@ class SavedStates(Replicas):
         return self._downloads.fetch(ref.blob, ref.num_bytes, sources, now)
 
     # --- blobs and time ---
-
-    def is_copying(self, blob: BlobId) -> bool:
-        """Whether it is on its way here, to be kept."""
-        return blob in self._copying
 
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         ref = self._copying.pop(blob, None)

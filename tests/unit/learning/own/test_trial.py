@@ -204,6 +204,33 @@ def test_the_mode_reaches_what_is_in_a_layer_that_never_trains() -> None:
         assert block.body.get_submodule("1").training == mode and not block.body.training
 
 
+class StillWithin(torch.nn.Module):
+    """A parametrized layer, which refuses to be copied, stays in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(4, 4)
+        self.still = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 4))
+        self.head = torch.nn.Linear(4, 2)
+
+    def train(self, mode: bool = True) -> StillWithin:
+        super().train(mode)
+        self.still.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.still(self.first(x)))
+
+
+def test_a_parametrized_layer_that_never_trains_is_cut_as_others() -> None:
+    model, x = StillWithin().train(), torch.randn(3, 4)
+    chain = Chain(model, (4,))
+    part = x
+    for block in range(len(chain.blocks)):
+        part = chain.slice(block, block + 1).train()(part)
+    assert len(chain.blocks) == 3 and torch.equal(part, model(x))
+
+
 def by_the_seed(num_classes: int) -> torch.nn.Module:
     hidden = int(torch.randint(8, 10**6, ()) % 1000) + 8
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, hidden), torch.nn.Linear(hidden, num_classes))

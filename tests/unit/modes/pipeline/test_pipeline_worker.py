@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,14 +49,7 @@ JOB = Job(
     tables=(PipelineConfig(micro_batches=2),),
 )
 T = TypeVar("T")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def plan(cut: int | None = 2, epoch: int = 1, from_step: int = 0) -> Plan:

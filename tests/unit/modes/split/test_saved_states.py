@@ -82,3 +82,26 @@ def test_where_nothing_can_go_it_is_said_once_and_the_piece_is_not_kept(monkeypa
     new = piece(3, 0)
     assert [effect.kind for effect in found.keep(new) if isinstance(effect, Note)] == ["no-room-for-piece"]
     assert found.keep(new) == [] and not found.is_kept(new.blob) and len(found._kept) == MAX_KEPT
+
+
+def test_a_piece_kept_for_several_deaths_pushes_out_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would be fetched by turns, for ever."""
+    found = states(monkeypatch, 1.0)
+    spare = [piece(1, number) for number in range(MAX_KEPT)]
+    found._kept = {ref.blob: ref for ref in spare}
+    found._spare = {state(1)}
+    new = piece(1, MAX_KEPT)
+    assert found.keep(new) == [] == found.keep(new)
+    assert list(found._kept.values()) == spare and not found.is_kept(new.blob)
+
+
+def test_what_made_room_for_a_piece_that_the_disk_refuses_is_told_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = states(monkeypatch, 1.0)
+    said: list[list[SnapshotRef]] = []
+    found._group.say_holdings = lambda now: said.append(list(found._kept.values())) or []  # type: ignore[func-returns-value,method-assign]
+    found._kept = {ref.blob: ref for ref in (piece(1, number) for number in range(MAX_KEPT))}
+    found._spare = {state(1)}
+    new = piece(2, 0)
+    found.keep(new)
+    found.replica_kept(new, False, 0.0)
+    assert said == [[]]

@@ -38,6 +38,12 @@ def test_rounds_that_stay_slow_are_late_until_they_are_what_is_expected(monkeypa
     assert late(found, [30.0]) == [True]
 
 
+def test_one_slow_round_does_not_hide_that_they_become_slow_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = under_a_plan(monkeypatch, 10.0)
+    assert late(found, [40.0, 10.0, 10.0, 10.0]) == [True, False, False, False]
+    assert any(late(found, [35.0] * 3))
+
+
 def test_of_a_short_round_a_part_of_a_second_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = under_a_plan(monkeypatch, 0.1)
     assert late(found, [0.1 + 0.9 * LATE_S, 0.1 + 1.1 * LATE_S]) == [False, True]
