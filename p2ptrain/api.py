@@ -43,6 +43,7 @@ from p2ptrain.runtime.store.kept import KeptJob, kept_job, newest_job, why_none
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.web.server import PageServer
 from p2ptrain.web.view import View
+from p2ptrain.words import listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -336,7 +337,6 @@ def evaluate(
     """
     from p2ptrain.learning import evaluation
     from p2ptrain.learning.data import Split, load, open_source, select
-    from p2ptrain.learning.data.source import listing
 
     source = open_source(data)
     splits: tuple[Split, ...] = ("test",) if source.num_samples("test") else ("train", "val")
@@ -350,7 +350,7 @@ def evaluate(
         of = f" of {', '.join(classes)}" if classes else ""
         raise DataError(
             f"{data}: no samples{of} to evaluate on in {' and '.join(splits)}; samples there: "
-            f"{listing([f'{name} {n}' for split in splits for name, n in source.counts(split).items() if n]) or 'none'}"
+            f"{listed([f'{name} {n}' for split in splits for name, n in source.counts(split).items() if n]) or 'none'}"
         )
     batches = (part.tensors(slice(i, i + batch_size)) for part in parts for i in range(0, len(part), batch_size))
     return evaluation.evaluate(model, batches, len(card.data.classes))

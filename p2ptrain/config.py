@@ -22,7 +22,7 @@ from p2ptrain.data_config import AudioConfig as AudioConfig
 from p2ptrain.data_config import DataConfig as DataConfig
 from p2ptrain.data_config import DataKind as DataKind
 from p2ptrain.errors import JobError
-from p2ptrain.ids import JobId
+from p2ptrain.ids import JobId, is_sha256
 from p2ptrain.model_config import MAX_PATTERN, MAX_PATTERNS, OF_THE_MODEL, is_own_code
 from p2ptrain.model_config import ModelConfig as ModelConfig
 
@@ -392,8 +392,3 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         table.check(job, where)
     if job.model.init and where == "job from the group" and not is_sha256(job.model.init):
         raise JobError(f"{where}: model.init: not a sha256")
-
-
-def is_sha256(text: str) -> bool:
-    """Whether it names a checkpoint by its hash."""
-    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)

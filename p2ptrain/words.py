@@ -75,10 +75,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def listed(names: Sequence[str], limit: int = 8) -> str:
-    """``cat, dog, ... (12)``: class names for one line."""
-    shown = ", ".join(clean(name, 24) for name in names[:limit])
-    return f"{shown}, ... ({len(names)})" if len(names) > limit else shown
+def listed(names: Iterable[str], limit: int = 8, width: int = 40) -> str:
+    """``cat, dog and 10 more``: names for one line, each of at most ``width`` characters."""
+    known = list(names)
+    shown = ", ".join(clean(name, width) for name in known[:limit])
+    return f"{shown} and {len(known) - limit:,} more" if len(known) > limit else shown
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:

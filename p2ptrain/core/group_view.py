@@ -6,7 +6,7 @@ one thing that a helper may change is what the own record says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from p2ptrain.core.effects import Effects
@@ -18,6 +18,7 @@ from p2ptrain.protocol.group.record_size import num_holdings_that_fit
 from p2ptrain.protocol.group.records import RecordBook
 from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import Record, SnapshotRef
+from p2ptrain.words import listed
 
 MAX_HOLDINGS = 128
 """So many snapshots a record tells of, at most."""
@@ -114,6 +115,10 @@ class GroupView:
         """What people call it."""
         record = self._records.get(peer)
         return record.name if record and record.name else peer
+
+    def names_of(self, peers: Iterable[PeerId]) -> str:
+        """The same of several, for one line; of many, how many more there are."""
+        return listed(map(self.name_of, peers))
 
     def with_names(self, words: str) -> str:
         """With what people call the members in place of their ids."""

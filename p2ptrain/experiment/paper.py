@@ -30,6 +30,7 @@ from p2ptrain.experiment import group, measure
 from p2ptrain.learning.data import load, open_source, propose_contract
 from p2ptrain.learning.models import global_model
 from p2ptrain.modes.jobs import with_settings
+from p2ptrain.whole_files import in_place_of
 
 BUDGET = 1 / 11.8
 """Of central training's work, at most, on each device (Chen & Qin, SEC 2020)."""
@@ -100,12 +101,10 @@ class Places:
         made = self.out / f"{archive.stem}-speakers.zip"
         if made.exists():
             return made
-        draft = made.with_suffix(".part")
-        with zipfile.ZipFile(archive) as given, zipfile.ZipFile(draft, "w") as packed:
+        with in_place_of(made) as draft, zipfile.ZipFile(archive) as given, zipfile.ZipFile(draft, "w") as packed:
             for name in sorted(each for each in given.namelist() if each.endswith(".wav")):
                 split, word, file = name.split("/")[-3:]
                 packed.writestr(f"{split}/{word} {file.rpartition('_')[0]}/{file}", given.read(name))
-        draft.replace(made)
         return made
 
 
@@ -344,6 +343,5 @@ def _read(file: Path) -> dict[str, Figures]:
 
 
 def _write(file: Path, runs: Mapping[str, Figures]) -> None:
-    draft = file.with_suffix(".part")
-    draft.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
-    draft.replace(file)
+    with in_place_of(file) as draft:
+        draft.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")

@@ -181,18 +181,6 @@ def _move_to_mean(ours: Tensor, theirs: Tensor, share_ours: float, share_theirs:
 
 
 @torch.no_grad()
-def apply_delta(current: State, merged: State, sent: State) -> None:
-    """Add what an exchange changed to parameters that trained on meanwhile: ``x += merged - snapshot at send``."""
-    for name, ours in current.items():
-        if not ours.is_floating_point():
-            torch.maximum(ours, merged[name].to(ours.device), out=ours)
-            continue
-        ours.add_((wide(merged[name]) - wide(sent[name])).to(ours))
-        if name.endswith("running_var"):
-            ours.clamp_(min=0)  # the sum of two valid moves may pass zero
-
-
-@torch.no_grad()
 def weighted_mean(copies: Sequence[tuple[float, State]]) -> dict[str, Tensor]:
     """The mean of copies of one part, by mass. Give them in peer-id order: the same order gives the same bits."""
     if not copies:

@@ -9,11 +9,8 @@ user's own model function is called only by a caller who says so.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +25,7 @@ from p2ptrain.learning.models import check_reads, current_names, model_for
 from p2ptrain.learning.own.outputs import check_outputs
 from p2ptrain.learning.snapshots import put_state, save_whole
 from p2ptrain.model_config import is_own_code
+from p2ptrain.whole_files import in_place_of
 
 FORMAT = "p2ptrain-model-1"
 ATTRIBUTION = "attribution/"
@@ -90,37 +88,10 @@ def copy_with_classes(source: Path, target: Path, classes: Sequence[str]) -> Non
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        try:
-            save_whole(tensors, name, metadata)
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; a model is an ordinary file
-            _sync(name)
-            os.replace(name, path)
-            _sync(path.parent)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        with in_place_of(path) as beside:
+            save_whole(tensors, beside, metadata)
     except OSError as error:
         raise UserError(f"{path}: can't write the model ({error}); give a path on a disk with room for it") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync(path: Path | str) -> None:
-    """Make a file, or a directory's list of files, last through a power cut."""
-    if os.name != "posix" and os.path.isdir(path):
-        return  # only POSIX lets a directory be opened
-    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], ModelCard]:

@@ -64,13 +64,13 @@ class Fitted:
         if self.resized:
             name, (theirs, ours) = next(iter(self.resized.items()))
             words.append(
-                f"other shapes, so with fresh weights: {_listed(self.resized)} ({name} is {list(theirs)} there and "
+                f"other shapes, so with fresh weights: {_tensors(self.resized)} ({name} is {list(theirs)} there and "
                 f"{list(ours)} here)"
             )
         if missing := [name for name in self.fresh if name not in self.resized]:
-            words.append(f"not in it, so with fresh weights: {_listed(missing)}")
+            words.append(f"not in it, so with fresh weights: {_tensors(missing)}")
         if self.unused:
-            words.append(f"in it, and not used: {_listed(self.unused)}")
+            words.append(f"in it, and not used: {_tensors(self.unused)}")
         return "; ".join(words)
 
 
@@ -200,8 +200,8 @@ def fit(checkpoint: State, model: State, model_name: str = "") -> Fitted:
     taken = {n: t for n, t in theirs.items() if n not in wrong and n.rpartition(".")[0] not in layers}
     if not any(model[name].dim() > 1 for name in taken):
         raise JobError(
-            f"model.init: nothing in the checkpoint fits the job's model: it has {_listed(checkpoint)}, the model has "
-            f"{_listed(model)}; give a checkpoint of this model (`p2ptrain job new --model`), or none"
+            f"model.init: nothing in the checkpoint fits the job's model: it has {_tensors(checkpoint)}, the model has "
+            f"{_tensors(model)}; give a checkpoint of this model (`p2ptrain job new --model`), or none"
         )
     for name, tensor in taken.items():
         _refuse_not_finite(name, tensor)
@@ -251,10 +251,8 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda prefix: (len(prefix), prefix))
 
 
-def _listed(names: Iterable[str]) -> str:
-    known = list(names)
-    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-    return ", ".join(known[:NAMED]) + more
+def _tensors(names: Iterable[str]) -> str:
+    return listed(names, NAMED, width=120)
 
 
 def fitting_scores(scores: State, model: State, num_classes: int, model_name: str = "") -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ Invariant: what is read here is complete and has passed every check, wherever it
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from p2ptrain import config
-from p2ptrain.config import MAX_JOB_BYTES, Job, ModeTable, is_sha256
+from p2ptrain.config import MAX_JOB_BYTES, Job, ModeTable
 from p2ptrain.errors import JobError
+from p2ptrain.ids import hash_file, is_sha256
 from p2ptrain.modes.registry import MODES
 
 
@@ -47,10 +47,8 @@ def job_from_text(text: str, path: Path) -> Job:
         checkpoint = (path.parent / job.model.init).resolve()
         if not checkpoint.is_file():
             raise JobError(f"{path}: model.init: no such file: {checkpoint}")
-        with checkpoint.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = checkpoint.stat().st_size
-        job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=digest, init_bytes=size))
+        init, size = hash_file(checkpoint), checkpoint.stat().st_size
+        job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=init, init_bytes=size))
     return job
 
 

@@ -6,12 +6,12 @@ all, whenever the device dies.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from pathlib import Path
 
 from p2ptrain.errors import UserError
+from p2ptrain.whole_files import in_place_of
 
 MAX_BYTES = 1 << 20
 
@@ -52,34 +52,14 @@ def _keeps_modes(directory: Path) -> bool:
 
 def write_private(path: Path, text: str, *, replace: bool) -> None:
     """Write all of the file or nothing, mode 0600. Without ``replace`` an existing one stays: ``FileExistsError``."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            beside.replace(path)
-        else:
-            _link(beside, path)
-        _sync_folder(path.parent)
+        with in_place_of(path, mode=0o600, take=os.replace if replace else _link) as beside:
+            beside.write_text(text, encoding="utf-8")
     except FileExistsError:
         raise
     except OSError as error:
         raise UserError(f"{path} can't be written ({error.strerror}): make room or choose another --state") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that a power cut can't undo the new name; some systems and disks can't."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _link(source: Path, path: Path) -> None:

@@ -234,10 +234,6 @@ class Transport:
         """What waits to be sent to a neighbour, on both lanes."""
         return sum(link.queued_bytes for (name, _), link in self._links.items() if name == address)
 
-    def limit_bulk(self, bytes_per_s: float | None) -> None:
-        """Pace what this node sends on the bulk lane; None = as fast as it goes."""
-        self._buckets["bulk"].bytes_per_s = bytes_per_s
-
     async def close(self, linger_s: float = 0.0) -> None:
         """Leave nothing behind: no task, no socket, no port. What was not sent after ``linger_s`` is lost.
 

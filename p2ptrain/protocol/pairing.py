@@ -10,11 +10,10 @@ travel from neighbour to neighbour.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
 
-from p2ptrain.ids import PeerId
+from p2ptrain.ids import PeerId, lot
 
 
 def partner_in(number: int, own: PeerId, others: Iterable[PeerId]) -> PeerId | None:
@@ -36,4 +35,4 @@ def partner_in(number: int, own: PeerId, others: Iterable[PeerId]) -> PeerId | N
 
 @lru_cache(maxsize=32)
 def _by_lot(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=16).digest()))
+    return tuple(sorted(names, key=lot))

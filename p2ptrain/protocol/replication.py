@@ -19,12 +19,11 @@ the one being fetched, and the newest offered meanwhile, which is next.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.ids import BlobId, PeerId, lot
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import NO_PART, ReplicaAck, ReplicaOffer, SnapshotRef
 
@@ -84,8 +83,8 @@ def freshness(holding: SnapshotRef) -> tuple[int, int, int]:
 def rank_holders(part: int, trainer: PeerId, members: Mapping[PeerId, int]) -> list[PeerId]:
     """All ``members`` (peer to the part it trains) but ``trainer``, the best holder first."""
 
-    def score(peer: PeerId) -> bytes:
-        return hashlib.blake2b(f"{part}/{trainer}/{peer}".encode(), digest_size=16).digest()
+    def score(peer: PeerId) -> int:
+        return lot(f"{part}/{trainer}/{peer}")
 
     return sorted((peer for peer in members if peer != trainer), key=lambda p: (members[p] == part, score(p), p))
 

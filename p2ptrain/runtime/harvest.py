@@ -46,6 +46,7 @@ from p2ptrain.runtime.misfits import (
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.store.kept import KeptJob
 from p2ptrain.wire.messages import Record, SnapshotRef
+from p2ptrain.words import scaled
 
 BEST_OF_ALL = "--best gives a state as the group looked at it, of all devices: leave out --best or --without"
 ATTEMPTS, AGAIN_S = 3, 0.5
@@ -152,7 +153,7 @@ async def collect(
         if not observer.is_trainers(holding):
             say(f"{what}: left out, as {_name(node, holding.trainer)} did not sign it")
             return None
-        say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, made by {_name(node, holding.trainer)}")
+        say(f"{what}: {scaled(holding.num_bytes, 'B')}, made by {_name(node, holding.trainer)}")
         begun = node.now()
         num_bytes = credible_bytes(holding, here)
         data = await node.fetch(holding, FETCH_TIMEOUT_S + num_bytes / SLOWEST_BYTES_PER_S)

@@ -34,6 +34,7 @@ from p2ptrain.runtime.misfits import Misfits
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
+from p2ptrain.words import scaled
 
 WAIT_S = 30.0
 TIMEOUT_S = 3600.0
@@ -223,8 +224,8 @@ def _made(request: Request, *, best: bool = False) -> tuple[Collected, Harvest, 
         num_bytes = sum(len(snapshot.data) for copies in collected.parts.values() for snapshot in copies)
         if (free := psutil.virtual_memory().available) < ROOM * num_bytes:
             raise UserError(
-                f"this device has {free / 1e6:,.0f} MB of memory free, too little to assemble {num_bytes / 1e6:,.0f} "
-                "MB of parts: harvest the model on another device"
+                f"this device has {scaled(free, 'B')} of memory free, too little to assemble "
+                f"{scaled(num_bytes, 'B')} of parts: harvest the model on another device"
             )
         return collected
 

@@ -730,8 +730,6 @@ Message = (
 )
 
 KINDS: dict[str, type[Message]] = {cls.KIND: cls for cls in Message.__args__}
-HANDSHAKE = (Hello, Welcome, Proof, Refused, Admitted, NewCode)
-"""What is read outside of a session."""
 BULK = (JobReply, PlanReply, ProfileReply, Chunk, HeadFitGradient, HeadFitState, StreamData, LinkProbe)
 JOB_BOUND = (GossipPush, ReplicaOffer, StreamData, StreamAck)
 """Messages about a job: one about another than the receiver's is dropped and counted."""

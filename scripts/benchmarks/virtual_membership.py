@@ -174,7 +174,7 @@ class _Heartbeats:
         dead = [peer for peer, until in self._expected.items() if until <= now]
         for peer in dead:
             del self._expected[peer]
-        effects: list[object] = [PeerFailed(peer, self._patience_s) for peer in dead]
+        effects: list[object] = [PeerFailed(peer) for peer in dead]
         if self._next <= now:
             self._next = now + self._period_s
             self.sent += len(self._others)

@@ -24,7 +24,6 @@ from p2ptrain.words import folded, listed, match_class
 if TYPE_CHECKING:
     from p2ptrain.runtime.store.kept import KeptJob
 
-MAX_KEYS = 4
 EXAMPLES = """\b
 Examples:
   p2ptrain job continue job.toml --rounds 3 -o more.toml             from the model that this device keeps
@@ -254,7 +253,7 @@ def new_job_hint(job: Job, job_file: Path, kept: KeptJob | None) -> str:
     if job.model.init or kept is None or kept.job.id == job.id or not (keys := sorted(differing(kept.job, job))):
         return ""
     old, new = kept.job.training.rounds, job.training.rounds
-    shown = ", ".join(keys[:MAX_KEYS]) + (f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else "")
+    shown = listed(keys, width=60)
     start = (
         f"{job_file} is a new job ({job.id}) and starts from nothing: it differs from the one that this group had here "
         f"last ({kept.job.id}, {kept.round} of {old} rounds) in {shown}"

@@ -9,7 +9,6 @@ import contextlib
 import csv
 import json
 import math
-import os
 import re
 import signal
 from collections.abc import Callable, Coroutine
@@ -20,6 +19,7 @@ import click
 
 from p2ptrain.errors import UserError
 from p2ptrain.model_config import is_own_code
+from p2ptrain.whole_files import in_place_of
 
 if TYPE_CHECKING:
     from p2ptrain.learning.checkpoint import ModelCard
@@ -354,15 +354,11 @@ def check_gives_way(path: Path, mark: str, what: str, *, force: bool) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all; into what is no file, such as /dev/stdout, as it comes. Raises ``UserError``."""
-    target = path.resolve()
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8", errors="replace")
             return
-        draft.write_text(text, encoding="utf-8", errors="replace")
-        draft.replace(target)
+        with in_place_of(path.resolve()) as beside:
+            beside.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise UserError(f"{path}: can't be written ({error.strerror}); name another file with -o") from None

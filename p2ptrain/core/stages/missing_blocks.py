@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from hashlib import blake2b
 
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
-from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.ids import BlobId, PeerId, lot
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.wire.messages import SnapshotRef
 
@@ -103,7 +102,7 @@ class MissingBlocks:
     def _least_busy(self, sources: Iterable[PeerId]) -> list[PeerId]:
         """Who was asked for the fewest bytes comes first; of equals, each peer of a group begins with another."""
         own = self._group.own_id
-        return sorted(sources, key=lambda peer: (self._asked[peer], blake2b(f"{own}/{peer}".encode()).digest()))
+        return sorted(sources, key=lambda peer: (self._asked[peer], lot(f"{own}/{peer}")))
 
     def arrived(self, blob: BlobId) -> bool:
         """Whether it was one of them."""

@@ -18,6 +18,7 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.streams.pacing import Pacing
 from p2ptrain.protocol.streams.streams import Delivered, Streams
 from p2ptrain.wire import messages as m
+from p2ptrain.words import scaled
 
 LATE_S = 5.0
 """Stage messages that wait for so long are worth a word."""
@@ -110,8 +111,8 @@ class StageTraffic:
         waits = [wait for wait in self._streams.waiting() if now - wait.since > LATE_S]
         if not waits:
             return ""
-        names = ", ".join(self._group.name_of(wait.peer) for wait in waits)
-        return f"{names} to take {sum(wait.num_bytes for wait in waits)} bytes"
+        names, num_bytes = self._group.names_of(wait.peer for wait in waits), sum(wait.num_bytes for wait in waits)
+        return f"{names} to take {scaled(num_bytes, 'B')}"
 
     def _tell_sent(self) -> Effects:
         sent = self._pushed_bytes - self._streams.queued_bytes - self._pacing.queued_bytes

@@ -26,9 +26,8 @@ from p2ptrain.learning.data.source import (
     Split,
     check_memory,
     closest,
-    listing,
 )
-from p2ptrain.words import match_class
+from p2ptrain.words import listed, match_class
 
 MIN_SAMPLES = 2
 """To learn from: one sample can't be told from any other."""
@@ -51,7 +50,7 @@ def class_map(source: Source, contract: DataConfig, present: Indices | None = No
         elif i in needed:
             raise DataError(
                 f"{source.spec}: the job does not know the class {name!r}{closest(name, contract.classes)}; "
-                f"its classes: {listing(contract.classes)}; rename the class, pick some with --classes, or "
+                f"its classes: {listed(contract.classes, 24)}; rename the class, pick some with --classes, or "
                 "make a job that has it (p2ptrain job new --classes; `p2ptrain job continue --classes` goes on from a "
                 "trained model)"
             )
@@ -113,7 +112,7 @@ def _checked_shape(source: Source, contract: DataConfig) -> Shape:
     elif contract.kind == "text":
         if contract.classes != source.classes:
             raise DataError(
-                f"data.classes: {listing(contract.classes, 4)}; for text they are the numbers of all bytes, "
+                f"data.classes: {listed(contract.classes, 4)}; for text they are the numbers of all bytes, "
                 '["0", "1", ... "255"]; make the job again with p2ptrain job new --data text:FILE'
             )
     elif contract.kind == "tokens":

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from p2ptrain.config import MAX_CLASSES, DataConfig, DataKind
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data.reading import Reading
-from p2ptrain.words import folded
+from p2ptrain.words import folded, listed
 
 Kind = DataKind
 Split = Literal["train", "val", "test"]
@@ -161,7 +161,7 @@ def class_notes(source: Source) -> list[str]:
         extra = [name for name, n in counts.items() if n and not train[name]]
         if extra:
             lines.append(
-                f"{listing(extra, 8)}: in {split}/ only, not to train on; a job made from these data does not know "
+                f"{listed(extra)}: in {split}/ only, not to train on; a job made from these data does not know "
                 f"{'it' if len(extra) == 1 else 'them'}"
             )
     by_fold: dict[str, list[str]] = {}
@@ -174,7 +174,7 @@ def class_notes(source: Source) -> list[str]:
         if len(names) > 1
     ]
     if missing := [name for name in known if name in _MISSING]:
-        lines.append(f"{listing(missing)}: read as a class; if it means that a label is missing, leave its samples out")
+        lines.append(f"{listed(missing)}: read as a class; if it means that a label is missing, leave its samples out")
     return lines
 
 
@@ -186,7 +186,7 @@ def _quoted(names: Sequence[str]) -> list[str]:
 def check_distinct(names: Sequence[str], where: object) -> None:
     """Refuse a name for two classes, whose samples would be one class then."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{where}: {listing(twice)} names more than one class; give each its own name")
+        raise DataError(f"{where}: {listed(twice)} names more than one class; give each its own name")
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -194,12 +194,6 @@ def closest(name: str, known: Iterable[str]) -> str:
     by_fold = {folded(k): k for k in known}
     match = difflib.get_close_matches(folded(name), by_fold, n=1)
     return f"; did you mean {by_fold[match[0]]!r}?" if match else ""
-
-
-def listing(names: Sequence[str], limit: int = 24) -> str:
-    """Names for a message, cut where there are many."""
-    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def check_memory(num_bytes: int, what: object) -> None:

@@ -18,9 +18,9 @@ from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data.binary import stratified_sample
 from p2ptrain.learning.data.contract import class_map
-from p2ptrain.learning.data.source import Indices, Source, Split, closest, listing
+from p2ptrain.learning.data.source import Indices, Source, Split, closest
 from p2ptrain.learning.data.validation import subset
-from p2ptrain.words import match_class
+from p2ptrain.words import listed, match_class
 
 MAX_SHARES = 10_000
 _SHARD_HELP = "--shard 2/5 means the 2nd of 5 shares"
@@ -155,16 +155,16 @@ def _proportions(
 def _chosen(source: Source, contract: DataConfig, classes: Sequence[str]) -> Indices:
     """The source's classes that are meant by names of the job's."""
     if not classes:
-        raise DataError(f"--classes: no class named; the job's classes: {listing(contract.classes)}")
+        raise DataError(f"--classes: no class named; the job's classes: {listed(contract.classes, 24)}")
     mapped = class_map(source, contract, np.empty(0, np.int64))
     chosen: list[int] = []
     for name in classes:
         match = match_class(name, contract.classes)
         if match is None:
             hint = closest(name, contract.classes)
-            raise DataError(f"--classes {name}: not a class of the job{hint}; its classes: {listing(contract.classes)}")
+            raise DataError(f"--classes {name}: not a class of the job{hint}; its classes: {listed(contract.classes, 24)}")
         here = np.flatnonzero(mapped == contract.classes.index(match)).tolist()
         if not here:
-            raise DataError(f"--classes {name}: {source.spec} has no such class; it has: {listing(source.classes)}")
+            raise DataError(f"--classes {name}: {source.spec} has no such class; it has: {listed(source.classes, 24)}")
         chosen.extend(here)
     return np.array(chosen, np.int64)

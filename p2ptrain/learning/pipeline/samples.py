@@ -6,12 +6,12 @@ the peer's own samples, so however many are drawn at once, each comes once a pas
 
 from __future__ import annotations
 
-import hashlib
 
 import numpy as np
 from torch import Tensor
 
 from p2ptrain.errors import DataError
+from p2ptrain.ids import lot
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.data.source import Indices
 
@@ -26,7 +26,7 @@ class SampleStream:
         """Samples so far, in all passes."""
         self._data = data
         self._augment = augment
-        self._seed = [seed, int.from_bytes(hashlib.blake2b(peer_name.encode(), digest_size=8).digest(), "big")]
+        self._seed = [seed, lot(peer_name, 8)]
         self._pass = -1
         self._order: Indices = np.empty(0, np.int64)
 

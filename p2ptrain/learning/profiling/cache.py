@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from p2ptrain.config import Coding
 from p2ptrain.errors import UserError
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.planning.devices.blocks import BlockTimes
+from p2ptrain.whole_files import in_place_of
 
 CACHE_FORMAT = "p2ptrain-block-times-7"
 CODED = "coded_s_per_byte"
@@ -76,9 +75,8 @@ def write(path: Path, entries: Mapping[str, Any]) -> None:
     text = json.dumps({"format": CACHE_FORMAT, "times": entries}, indent=1, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            file.write(text + "\n")
-        os.replace(file.name, path)
+        with in_place_of(path) as beside:
+            beside.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path}: can't be written ({error.strerror}); measured times need a file to be kept in"

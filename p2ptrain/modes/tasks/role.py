@@ -34,8 +34,6 @@ MAX_LAST_TRIES = 3
 """Copies that are asked for of such as handed out nothing before, where there is no other."""
 MAX_REFUSED_SNAPSHOTS = 2
 """After so many, those who offered one are not asked for others."""
-MAX_NAMES = 4
-"""Peers that a note names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +230,8 @@ class TasksRole:
             if sources := [peer for peer in self._group.holders(holding.blob) if peer not in state.mistrusted]:
                 return self._fetch(holding, sources, now)
         state.trying = None
-        told = sorted({self._group.name_of(peer) for asked in state.asked.values() for peer in asked})
-        note = Note("copies-not-had", (("part", state.part), ("from", ", ".join(told[:MAX_NAMES]))))
+        told = sorted({peer for asked in state.asked.values() for peer in asked}, key=self._group.name_of)
+        note = Note("copies-not-had", (("part", state.part), ("from", self._group.names_of(told))))
         return [*([note] if told else []), *self._give(state)]
 
     def _fetch(self, holding: m.SnapshotRef, sources: list[PeerId], now: float) -> Effects:

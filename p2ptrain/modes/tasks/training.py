@@ -7,7 +7,6 @@ snapshot sees the batches that it would have seen.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from p2ptrain.config import Job
 from p2ptrain.errors import DataError, RemoteError, UserError
+from p2ptrain.ids import lot
 from p2ptrain.learning.averaging import merge_checked
 from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.data import Dataset
@@ -112,7 +112,7 @@ class PartTraining:
         """Samples of this round that trained the model, and the sum of their losses."""
         self._bad_before = 0
         self._targets = targets
-        self._seed = int.from_bytes(hashlib.blake2b(peer_name.encode(), digest_size=8).digest(), "big")
+        self._seed = lot(peer_name, 8)
         self.masses: Masses = dict.fromkeys(self._spec.shards, 0.0)
         self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
         self._compressor = Compressor(job.group.compression, job.group.topk_fraction, submodel.state_dict())

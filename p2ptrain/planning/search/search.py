@@ -44,6 +44,7 @@ from p2ptrain.planning.search.partial_plans import (
     no_stage,
     select,
 )
+from p2ptrain.words import scaled
 
 MAX_STAGES = 10
 ALL_TAILS = 3000
@@ -292,6 +293,6 @@ def _why_not(model: CostModel) -> str:
     name = task.model.blocks[model.cuts[unit]].name
     return (
         f"model {task.model.name}: no plan fits into the memory of these {len(task.peers)} peers (block {name} "
-        f"alone needs {need / 1e6:.0f} MB for one sample, {largest.name} has {largest.memory_bytes / 1e6:.0f} MB); "
+        f"alone needs {scaled(need, 'B')} for one sample, {largest.name} has {scaled(largest.memory_bytes, 'B')}); "
         f"take smaller micro-batches (now {task.micro_batch} samples), a narrower model, or more peers"
     )

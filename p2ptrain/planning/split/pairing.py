@@ -12,11 +12,11 @@ helpers is thought of with one. (Of helpers with samples of their own a large ro
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+from p2ptrain.ids import lot
 from p2ptrain.planning.split.options import Pairs
 from p2ptrain.planning.split.room import Room
 
@@ -86,5 +86,4 @@ def _pace_s(room: Room, name: str) -> float:
 
 def _draw(owner: str, helper: str) -> float:
     """Between 0 and 1, without both ends, as if by chance."""
-    digest = hashlib.blake2b(f"{owner}\0{helper}".encode(), digest_size=7).digest()
-    return (int.from_bytes(digest, "big") + 1) / (2**56 + 1)
+    return (lot(f"{owner}\0{helper}", 7) + 1) / (2**56 + 1)

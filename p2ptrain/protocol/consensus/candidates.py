@@ -15,6 +15,7 @@ from p2ptrain.protocol.consensus.ballot import PlanRef
 from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.protocol.consensus.rules import AgreementConfig, P, Rules
 from p2ptrain.wire.messages import NO_PART, Record
+from p2ptrain.words import listed
 
 
 def seniority(record: Record) -> tuple[float, PeerId]:
@@ -33,10 +34,9 @@ def seen(record: Record, voted_on: str) -> tuple[object, ...]:
 def votes_missing(ref: PlanRef, electorate: Collection[PeerId], voters: Collection[PeerId]) -> str:
     """In words."""
     missing = sorted(set(electorate).difference(voters))
-    names = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
     num_votes = len(electorate) - len(missing)
     plan = f"plan {ref.hash[:8]} of epoch {epoch_words(ref.epoch)}"
-    return f"votes for {plan}: {num_votes} of {len(electorate)}, not yet {names}"
+    return f"votes for {plan}: {num_votes} of {len(electorate)}, not yet {listed(missing)}"
 
 
 def proposal_words(own: PeerId, members: Sequence[Record], left_s: float) -> str:

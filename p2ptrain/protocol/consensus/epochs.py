@@ -9,9 +9,7 @@ takes in others that did, begins a new generation, the next one of its own class
 
 from __future__ import annotations
 
-import hashlib
-
-from p2ptrain.ids import PeerId
+from p2ptrain.ids import PeerId, lot
 
 GENERATION = 10_000
 CLASSES = 2**20
@@ -42,6 +40,6 @@ def epoch_words(epoch: int) -> str:
 
 def epoch_apart(last: int, own: PeerId) -> int:
     """The first epoch of ``own``'s next generation after ``last``, the highest epoch known."""
-    own_class = int.from_bytes(hashlib.blake2b(own.encode(), digest_size=8).digest()) % CLASSES
+    own_class = lot(own, 8) % CLASSES
     after = last // GENERATION + 1
     return (after + (own_class - after) % CLASSES) * GENERATION

@@ -381,13 +381,12 @@ class Membership:
     def _bury(self, rumour: Rumour, now: float, effects: list[Effect]) -> None:
         """``rumour`` says dead or left of someone who was in."""
         peer = rumour.peer
-        suspicion = self._suspicions.pop(peer, None)
+        self._suspicions.pop(peer, None)
         self._roster.members[peer] = rumour
         self._next_reconnect = self._next_reconnect if self._roster.gone else now + self.config.reconnect_s
         self._roster.exit(peer, now)
         self._heard.pop(peer, None)
-        failed = PeerFailed(peer, now - suspicion.started if suspicion else 0.0)
-        effects.append(PeerLeft(peer) if rumour.state == "left" else failed)
+        effects.append(PeerLeft(peer) if rumour.state == "left" else PeerFailed(peer))
         self._rumours.spread(peer, now)
 
     def _revisit_the_gone(self, now: float, effects: list[Effect]) -> None:

@@ -92,7 +92,6 @@ class PeerRefuted:
 @dataclass(frozen=True, slots=True)
 class PeerFailed:
     peer: PeerId
-    suspected_s: float
 
 
 @dataclass(frozen=True, slots=True)

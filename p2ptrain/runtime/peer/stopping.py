@@ -24,8 +24,6 @@ from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import Note, Send
 from p2ptrain.wire.messages import Record, Stop, StopAnswer, StopReply
 
-MAX_NAMES = 4
-"""Peers that a note names."""
 
 
 class GroupStop:
@@ -114,7 +112,7 @@ class GroupStop:
         is_theirs = 2 * len(ending) > len(members) or (len(lookers) == 1 and lookers <= {r.peer for r in ending})
         if not self._may or not ending or not is_theirs:
             return []
-        names = ", ".join(self._group.name_of(record.peer) for record in ending[:MAX_NAMES])
+        names = self._group.names_of(record.peer for record in ending)
         return [Note("ends-with-others", (("names", names), *self._why(members))), *self._end(role, first, now)]
 
     def _round_under_way(self, members: Sequence[Record], own: Record) -> int:

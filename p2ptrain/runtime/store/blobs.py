@@ -10,7 +10,6 @@ way of anything new.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import OrderedDict
@@ -19,7 +18,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.ids import BlobId, blob_id
+from p2ptrain.ids import BlobId, blob_id, hash_file, is_sha256
 from p2ptrain.runtime.store.arriving import ArrivingHash
 from p2ptrain.runtime.store.disk import Disk, StorageError, raise_for_now, storage_error
 from p2ptrain.runtime.store.passing import PassingBlobs, view_of
@@ -31,19 +30,9 @@ _LINGER_SHARE = 8
 
 def check_blob_id(blob: str) -> BlobId:
     """Only 64 lower-case hexadecimal characters become a file name. Raises ``RemoteError``."""
-    if not _is_sha256(blob):
+    if not is_sha256(blob):
         raise RemoteError("blob-id", f"{blob!r:.80} is no sha256")
     return BlobId(blob)
-
-
-def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
-
-
-def hash_file(path: Path) -> BlobId:
-    """The content address of a file's bytes."""
-    with path.open("rb") as file:
-        return BlobId(hashlib.file_digest(file, "sha256").hexdigest())
 
 
 class _Incoming:
@@ -90,7 +79,7 @@ class Blobs:
         for path in directory.iterdir():
             if path.suffix in (".part", ".tmp"):
                 path.unlink()
-            elif _is_sha256(path.name) and path.is_file():
+            elif is_sha256(path.name) and path.is_file():
                 self._sizes[BlobId(path.name)] = path.stat().st_size
         self.reserved_bytes = 0
         """Taken in the quota by others than the blobs here."""

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from p2ptrain.config import is_sha256
 from p2ptrain.core.plan import MAX_EPOCH
 from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
 from p2ptrain.errors import RemoteError
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, is_sha256
 from p2ptrain.runtime.store.json_files import json_bytes, load_json
 from p2ptrain.wire.messages import SnapshotRef
 from p2ptrain.wire.schema import Bound, from_plain, to_plain

@@ -16,14 +16,13 @@ import dataclasses
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from mmap import mmap
 from pathlib import Path
 
 from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
 from p2ptrain.errors import LocalError, UserError
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, hash_file
 from p2ptrain.protocol.machine import Note
-from p2ptrain.runtime.store.blobs import Blobs, hash_file
+from p2ptrain.runtime.store.blobs import Blobs
 from p2ptrain.runtime.store.disk import Disk, StorageError, raise_for_now, storage_error
 from p2ptrain.runtime.store.json_files import free_name, move_aside
 from p2ptrain.runtime.store.manifest import MANIFESTS, MAX_LINEAGE, Manifest, load_manifest, manifest_bytes
@@ -189,14 +188,6 @@ class Store:
     def release(self, blob: BlobId) -> None:
         """A blob that was put or received will not be named in the manifest."""
         self._fresh.discard(blob)
-
-    def open_snapshot(self) -> tuple[SnapshotRef, bytes | bytearray | memoryview | mmap] | None:
-        """The newest own snapshot and its bytes, to resume from."""
-        for holding in reversed(self.manifest.snapshots):
-            data = self.blobs.map(holding.blob)
-            if data is not None:
-                return holding, data
-        return None
 
     def protect(self, purpose: str, blobs: Iterable[BlobId]) -> None:
         """Blobs in use for ``purpose``, in place of those said before: not deleted though nothing names them."""

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.config import is_sha256
 from p2ptrain.core.plan import MAX_EPOCH
+from p2ptrain.ids import is_sha256
 from p2ptrain.protocol.consensus.ballot import UNREADABLE, PlanRef
 from p2ptrain.protocol.consensus.epochs import GENERATION, MAX_VOTE_STEP
 from p2ptrain.protocol.machine import Note

@@ -27,6 +27,7 @@ from p2ptrain.learning.snapshots import put_state
 from p2ptrain.modes.registry import mode_of, read_plan
 from p2ptrain.wire.messages import SnapshotRef
 from p2ptrain.wire.schema import from_plain
+from p2ptrain.words import scaled
 
 MOST_SAMPLES = 512
 """Of each device: with more a look costs more than it tells. The same ones every time."""
@@ -55,7 +56,7 @@ class ModelLooks:
             self._state, self._plan, self._copies, self._why = command.state, command.plan, {}, ""
             free, needed = psutil.virtual_memory().available, ROOM * command.num_bytes
             if free < needed:
-                self._why = f"that takes {needed / 1e6:,.0f} MB of memory, and {free / 1e6:,.0f} are free"
+                self._why = f"that takes {scaled(needed, 'B')} of memory, and {scaled(free, 'B')} are free"
         if command.state != self._state:
             return
         if not self._why:

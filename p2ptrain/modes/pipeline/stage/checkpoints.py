@@ -27,7 +27,6 @@ from p2ptrain.planning.pipeline.coverage import (
 from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import SnapshotRef
 
-MAX_NAMES = 3
 MAX_OLDER = 3
 """Snapshots kept beside the newest one of the same blocks and trainer."""
 
@@ -134,8 +133,7 @@ class Checkpoints:
         self.refused.add(blob)
         holders = self._group.holders(blob)
         self._broke_word.update(holders)
-        names = map(self._group.name_of, holders[:MAX_NAMES])
-        return Note("blocks-not-had", (("from", ", ".join(names)),))
+        return Note("blocks-not-had", (("from", self._group.names_of(holders)),))
 
     def choose(
         self, stage: Run, state: State, held: Plan | None, is_local: Callable[[BlobId], bool]

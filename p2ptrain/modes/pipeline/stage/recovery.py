@@ -17,7 +17,6 @@ from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
 from p2ptrain.planning.pipeline.coverage import State
 from p2ptrain.protocol.machine import NEVER, Note
 
-MAX_NAMES = 8
 MAX_TRAIL = 64
 
 
@@ -65,8 +64,8 @@ class Recovery:
             return []
         here = _peers(plan)
         gone = [peer for peer in before.trainers() if peer not in here]
-        names = ", ".join(self._group.name_of(peer) for peer in gone[:MAX_NAMES])
-        return [Note("goes-back", (("step", body.from_step), ("batches", lost), ("without", names)))]
+        fields = (("step", body.from_step), ("batches", lost), ("without", self._group.names_of(gone)))
+        return [Note("goes-back", fields)]
 
     def over(self, plan: Plan, done: int, last: int, *, is_own: bool) -> Effects:
         """The model is trained to its end, ``last``: by the plan's own peers, or by others who were apart. ``done``:

@@ -22,7 +22,6 @@ from p2ptrain.protocol.machine import NEVER
 NEAR = 2
 """What is saved is near if no more than so many intervals between snapshots were done since: the last one may not have
 been everywhere yet."""
-MAX_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +119,8 @@ class WayBack:
         plan, peers = self._plan, self.waited_for() if self._waits_since != NEVER else []
         if plan is None or not peers:
             return ""
-        names = ", ".join(map(self._group.name_of, peers[:MAX_NAMES]))
-        names += f" and {len(peers) - MAX_NAMES} more" if len(peers) > MAX_NAMES else ""
         step, left = self._saved.newest(plan)[0], max(0.0, self.deadline() - now)
         newer = self._saved.newest(plan, absent=True)[0]
         what = f"with the blocks of step {newer}" if newer > step else "with newer blocks"
         begins = f"goes back to step {step}" if step else "begins again"
-        return f"{names} to come back {what}; in {left:.0f} s the group {begins}: {self.done() - step} batches lost"
+        return f"{self._group.names_of(peers)} to come back {what}; in {left:.0f} s the group {begins}: {self.done() - step} batches lost"

@@ -19,7 +19,6 @@ that has all of its copies or gets them, is given up by nobody who has it; nor i
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +29,7 @@ from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.stages.figures import LEAST_BYTES_PER_S
-from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.ids import BlobId, PeerId, lot
 from p2ptrain.modes.split.plan import Run, StartPiece, body_of, needs_of, runs_of
 from p2ptrain.modes.split.rounds.pieces import State, state_of, whole_states
 from p2ptrain.planning.split.rounds.handing import taken_s
@@ -328,9 +327,9 @@ class SavedStates(Replicas):
     def _ranked(self, ref: SnapshotRef, peers: Iterable[str]) -> list[str]:
         """Who needs it anyway goes first, then who has it soonest; of equals, each piece has its own order."""
 
-        def rank(peer: str) -> tuple[bool, float, bytes]:
-            name = hashlib.blake2b(f"{ref.part}/{peer}".encode(), digest_size=16).digest()
-            return not self._trains(peer, ref), _taken_s(self._group.record(PeerId(peer)), ref.num_bytes), name
+        def rank(peer: str) -> tuple[bool, float, int]:
+            taken_s = _taken_s(self._group.record(PeerId(peer)), ref.num_bytes)
+            return not self._trains(peer, ref), taken_s, lot(f"{ref.part}/{peer}")
 
         return sorted(peers, key=rank)
 

@@ -369,7 +369,7 @@ def test_who_is_called_dead_by_one_answers_and_stays() -> None:
 def test_a_process_that_has_ended_is_dead_at_once_and_may_come_back() -> None:
     group = machine(ANN, BOB)
     group.received(ANN, Ping(1, (rumour(ANN, incarnation=3),)), 0.5)
-    assert events(group.process_gone(ANN, 0.6)) == [PeerFailed(ANN, 0.0)]
+    assert events(group.process_gone(ANN, 0.6)) == [PeerFailed(ANN)]
     assert group.alive() == {BOB} and group.process_gone(ANN, 0.7) == []
     assert events(group.received(BOB, Ping(2, (rumour(ANN, incarnation=3),)), 0.8)) == [], "old news"
     assert events(group.received(ANN, Ping(3, (rumour(ANN, incarnation=4),)), 0.9)) == [PeerJoined(ANN)]

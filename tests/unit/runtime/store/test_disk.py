@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from p2ptrain.runtime.store import disk
+from p2ptrain import whole_files
 from p2ptrain.runtime.store.disk import Disk
 from p2ptrain.wire import shared_bytes
 
@@ -21,7 +21,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda fd: made.append("fsync"))
     mac = SimpleNamespace(F_FULLFSYNC=FULL, fcntl=lambda fd, what: made.append("full" if what == FULL else "other"))
-    monkeypatch.setattr(disk, "fcntl", mac)
+    monkeypatch.setattr(whole_files, "fcntl", mac)
     return made
 
 
@@ -36,7 +36,7 @@ def test_elsewhere_it_is_fsync(tmp_path: Path, calls: list[str], monkeypatch: py
         raise OSError(45, "Operation not supported")
 
     there = {"a network disk of a Mac": SimpleNamespace(F_FULLFSYNC=FULL, fcntl=refuses), "Linux": SimpleNamespace()}
-    monkeypatch.setattr(disk, "fcntl", there.get(system))
+    monkeypatch.setattr(whole_files, "fcntl", there.get(system))
     Disk().write_file(tmp_path / "vote", b"yes")
     assert calls == ["fsync", "fsync"]
 

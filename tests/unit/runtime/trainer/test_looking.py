@@ -114,4 +114,4 @@ def test_what_can_not_be_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     assert looked(job, None, commands).samples == 0
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     event = looked(job, samples(8, 1), commands)
-    assert event.samples == 0 and "MB of memory" in event.why
+    assert event.samples == 0 and "B of memory" in event.why
