@@ -13,7 +13,8 @@ from p2ptrain.core.effects import Effects, Handler, KeepReplica, KeepSnapshot, M
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.protocol.replication import CancelSnapshot, DiscardSnapshot, FetchSnapshot, Replication
+from p2ptrain.protocol.replication.replication import Replication
+from p2ptrain.protocol.replication.rules import CancelSnapshot, DiscardSnapshot, FetchSnapshot
 from p2ptrain.wire.messages import Message, ReplicaAck, ReplicaOffer, SnapshotRef
 
 NUM_OWN_SNAPSHOTS = 4
@@ -68,7 +69,7 @@ class Replicas:
 
     def kept(self) -> tuple[SnapshotRef, ...]:
         """Everything that is here: others' snapshots, then the own ones."""
-        return (*self.replication.kept(), *self._own)
+        return (*self.replication.holder.kept(), *self._own)
 
     def is_fetching(self, blob: BlobId) -> bool:
         """Whether it is on its way here, to be kept."""
@@ -92,14 +93,14 @@ class Replicas:
         """Others may have an own snapshot, as this holding."""
         holding = self._group.made(holding)
         self._own = [*[h for h in self._own if h.blob != holding.blob], holding][-NUM_OWN_SNAPSHOTS:]
-        return [*self.replication.snapshot(holding, now), *self._group.say_holdings(now)]
+        return [*self.replication.owner.saved(holding, now), *self._group.say_holdings(now)]
 
     # --- others' ---
 
     def _received(self, sender: PeerId, message: ReplicaOffer | ReplicaAck, now: float) -> Effects:
         if isinstance(message, ReplicaOffer) and not self._group.is_trainers(message.holding):
             raise RemoteError("snapshot-unsigned", f"offered what {message.holding.trainer} did not sign")
-        return list(self.replication.received(sender, message, now))
+        return list(self.replication.received(sender, message))
 
     def _fetch(self, effect: FetchSnapshot, now: float) -> Effects:
         holding = effect.holding
@@ -120,9 +121,10 @@ class Replicas:
         """The node's answer to ``KeepReplica``."""
         if holding.blob in self._adopting:
             self._adopting.remove(holding.blob)
-            done = self.replication.adopt(holding) if saved else []
+            done = self.replication.holder.adopt(holding) if saved else []
         else:
-            done = self.replication.stored(holding, now) if saved else self.replication.fetch_failed(holding, now)
+            holder = self.replication.holder
+            done = holder.stored(holding) if saved else holder.fetch_failed(holding)
         return [*done, *self._group.say_holdings(now)]
 
     def _cancel(self, effect: CancelSnapshot, now: float) -> Effects:
@@ -142,7 +144,7 @@ class Replicas:
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
         """Nobody could deliver it."""
         holding = self._fetches.pop(blob, None)
-        return list(self.replication.fetch_failed(holding, now)) if holding else []
+        return list(self.replication.holder.fetch_failed(holding)) if holding else []
 
     # --- group and time ---
 

@@ -372,7 +372,7 @@ class Device(FrameHost):
 
     def _save(self, change: Callable[[], dict[str, object]], then: Callable[[], list[object]]) -> None:
         role = self.core.role
-        pinned = role.replicas.replication.pinned() if role else frozenset()
+        pinned = role.replicas.replication.owner.pinned() if role else frozenset()
         self._on_disk(lambda: self.disk.save(pinned, **change()), lambda _: then())
 
     def _incoming(self, blob: BlobId, work: Callable[[], None]) -> None:

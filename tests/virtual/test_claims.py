@@ -104,7 +104,7 @@ def test_the_last_layer_is_fitted_without_a_copy_that_nobody_hands_out(silent: b
     own, part = liar.device.id, liar.device.record.part
     liar.true = lambda ref: (ref.trainer, ref.round) != (own, 8)
     assert liar.device.core.role is not None
-    liar.device.core.role.replicas.replication.snapshot = lambda holding, now: []  # type: ignore[method-assign]
+    liar.device.core.role.replicas.replication.owner.saved = lambda holding, now: []  # type: ignore[method-assign]
     liar.says(room, liar.made(part, 10**3, 8, 1), liar.made(1 - min(part, 1), 10**3, 8, 2))
     assert room.run(60 + 2 * ALL_S if silent else 60, lambda: all(device.done for device in honest(room)))
     for device in honest(room):

@@ -463,7 +463,7 @@ def test_who_averages_a_part_needs_no_copies_of_it_while_it_trains(mode: str) ->
     for device in room.on():
         role = device.core.role
         assert role is not None
-        assert len(role.replicas.replication.holders()) == max(0, 2 - others), "group.replicas is 2"
+        assert len(role.replicas.replication.owner.holders()) == max(0, 2 - others), "group.replicas is 2"
     merges = sum(device.note_kinds()["gossip"] for device in room.on())
     assert 0.5 < merges / sum(device.record.round for device in room.on()) < 1.2
     room.devices[1].kill()
@@ -471,7 +471,7 @@ def test_who_averages_a_part_needs_no_copies_of_it_while_it_trains(mode: str) ->
     for device in room.on():
         role = device.core.role
         assert role is not None
-        assert any(acked and acked.round == 14 for acked in role.replicas.replication.holders().values())
+        assert any(acked and acked.round == 14 for acked in role.replicas.replication.owner.holders().values())
 
 
 @pytest.mark.parametrize("seed", seeds(2))

@@ -99,7 +99,7 @@ def test_what_an_older_version_kept_is_signed_by_its_trainer_and_told_by_nobody_
     assert room.run(30, lambda: device.record.job != "")
     assert "unsigned-copies" in device.note_kinds()
     role = device.core.role
-    assert role is not None and role.replicas.own and role.replicas.replication.kept()
+    assert role is not None and role.replicas.own and role.replicas.replication.holder.kept()
     assert all(map(device.core.group.is_trainers, role.replicas.own))
     assert all(map(device.core.group.is_trainers, device.record.holdings))
     check_goes_on(room)

@@ -48,7 +48,8 @@ from p2ptrain.modes.pipeline.stage.way_back import WayBack
 from p2ptrain.modes.pipeline.words import waiting_words
 from p2ptrain.planning.pipeline.coverage import NO_STATE, Run
 from p2ptrain.protocol.machine import NEVER, Machine, Note
-from p2ptrain.protocol.replication import Replication, ReplicationConfig
+from p2ptrain.protocol.replication.replication import Replication
+from p2ptrain.protocol.replication.rules import ReplicationConfig
 from p2ptrain.wire import messages as m
 
 
@@ -91,8 +92,9 @@ class PipelineRole:
         self._saving = Saving(group, self.replicas, self._handed_over, self._reports, self.progress, interval)
         self._machines: tuple[Machine, ...] = (self.replicas, self._links, self._saving)
         self._way_back = WayBack(group, self._checkpoints, self.progress, settings, interval)
-        replication.surplus, replication.is_stale = self._checkpoints.surplus, self._checkpoints.is_stale
-        replication.rank = lambda own, members: holders(own, members, self.plan)
+        holder = replication.holder
+        holder.surplus, holder.is_stale = self._checkpoints.surplus, self._checkpoints.is_stale
+        replication.owner.rank = lambda own, members: holders(own, members, self.plan)
         self.rules = PipelineRules(
             group.own_id,
             job,

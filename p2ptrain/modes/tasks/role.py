@@ -27,7 +27,8 @@ from p2ptrain.modes.tasks.commands import FinishRound, Follow, Merged, PayloadMa
 from p2ptrain.modes.tasks.head.fit import HeadFit
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.protocol.replication import Replication, ReplicationConfig
+from p2ptrain.protocol.replication.replication import Replication
+from p2ptrain.protocol.replication.rules import ReplicationConfig
 from p2ptrain.wire import messages as m
 
 MAX_LAST_TRIES = 3
@@ -84,7 +85,7 @@ class TasksRole:
         self.part = m.NO_PART
         self.rules: TasksRules = TasksRules(group.own_id, job)
         replication = Replication(group.own_id, ReplicationConfig(num_holders=job.group.replicas), resume.kept)
-        replication.has_it = self._averages_with
+        replication.owner.has_it = self._averages_with
         self.replicas = Replicas(group, given.downloads, replication, resume.own, self._is_awaited)
         self.ending: HeadFit = HeadFit(given, lambda: self.plan)
         self._exchanges = Exchanges(group, given.downloads, given.rng, job)
@@ -203,7 +204,7 @@ class TasksRole:
     def _copies_of(self, part: int) -> list[m.SnapshotRef]:
         """Every copy of a part that is here or that a member has, the freshest last; our own wins a tie."""
         rounds, own = self._job.training.rounds, {h.blob for h in self.replicas.own}
-        found = {h.blob: h for h in self.replicas.replication.kept() if h.part == part}
+        found = {h.blob: h for h in self.replicas.replication.holder.kept() if h.part == part}
         for record in self._group.records():
             held = (h for h in record.holdings if (h.kind, h.part) == ("part", part))
             found |= {h.blob: h for h in held if h.round <= rounds}

@@ -305,7 +305,7 @@ class DiskWork:
     def _change(self, work: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
         """A change of the manifest. Raising ``StorageError`` is the disk's way of saying no; anything else is a bug."""
         role = self._peer.role
-        pinned = role.replicas.replication.pinned() if role else frozenset()
+        pinned = role.replicas.replication.owner.pinned() if role else frozenset()
 
         def change() -> None:
             self._store.protect("replicas", pinned)

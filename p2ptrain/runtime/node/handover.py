@@ -9,7 +9,8 @@ from p2ptrain.core.commands import SnapshotTaken
 from p2ptrain.core.effects import Effects
 from p2ptrain.core.mode import Role
 from p2ptrain.ids import BlobId
-from p2ptrain.protocol.replication import Replication, freshness
+from p2ptrain.protocol.replication.owner import Owner
+from p2ptrain.protocol.replication.rules import freshness
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.wire.messages import SnapshotRef
 
@@ -40,10 +41,10 @@ class Handover:
         self._blob: BlobId | None = None
         """The blob of the snapshot that was asked for."""
 
-    async def done(self, replication: Replication) -> None:
+    async def done(self, owner: Owner) -> None:
         taken = await self._saved
         while taken is not None:
-            holders = replication.holders().values()
+            holders = owner.holders().values()
             if not holders or any(a is not None and freshness(a) >= freshness(taken) for a in holders):
                 return
             await asyncio.sleep(POLL_S)

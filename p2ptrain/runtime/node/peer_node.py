@@ -165,7 +165,7 @@ class PeerNode(Node):
             else:
                 handover.settle(None)
             try:
-                await asyncio.wait_for(handover.done(peer.role.replicas.replication), HANDOVER_S)
+                await asyncio.wait_for(handover.done(peer.role.replicas.replication.owner), HANDOVER_S)
             except TimeoutError:
                 self.note(Note("handover-incomplete", (("waited_s", HANDOVER_S),)))
         self.failure = self.failure or self._lost

@@ -15,7 +15,8 @@ from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import Note
-from p2ptrain.protocol.replication import Replication, ReplicationConfig
+from p2ptrain.protocol.replication.replication import Replication
+from p2ptrain.protocol.replication.rules import ReplicationConfig
 from p2ptrain.wire.messages import NO_PART, SnapshotRef
 from toy_mode.commands import Count
 from toy_mode.plan import goal_of

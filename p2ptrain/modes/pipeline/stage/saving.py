@@ -22,7 +22,7 @@ from p2ptrain.modes.pipeline.stage.interval import Interval
 from p2ptrain.modes.pipeline.stage.progress import Progress
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.protocol.replication import rank_holders
+from p2ptrain.protocol.replication.rules import rank_holders
 from p2ptrain.wire.messages import NO_PART, SnapshotRef
 
 

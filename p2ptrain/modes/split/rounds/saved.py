@@ -34,7 +34,7 @@ from p2ptrain.modes.split.plan import Run, StartPiece, body_of, needs_of, runs_o
 from p2ptrain.modes.split.rounds.pieces import State, state_of, whole_states
 from p2ptrain.planning.split.rounds.handing import taken_s
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.protocol.replication import Replication
+from p2ptrain.protocol.replication.replication import Replication
 from p2ptrain.wire.messages import Record, SnapshotRef
 
 TURN_S = 30.0

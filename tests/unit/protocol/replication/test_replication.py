@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.replication import (
+from p2ptrain.protocol.replication.replication import Replication
+from p2ptrain.protocol.replication.rules import (
     CancelSnapshot,
     DiscardSnapshot,
     FetchSnapshot,
-    Replication,
     ReplicationConfig,
     freshness,
     rank_holders,
@@ -83,9 +83,9 @@ def owner(num_members: int = 3, **config) -> Replication:
 def test_offers_with_backoff_until_acked():
     replication = owner()
     assert replication.next_deadline() == NEVER
-    ((to, offered),) = offers(replication.snapshot(holding(), 0.0))
+    ((to, offered),) = offers(replication.owner.saved(holding(), 0.0))
     assert offered == holding()
-    assert replication.pinned() == {holding().blob}
+    assert replication.owner.pinned() == {holding().blob}
     times = []
     for _ in range(3):
         now = replication.next_deadline()
@@ -93,46 +93,46 @@ def test_offers_with_backoff_until_acked():
         assert replication.tick(now - 0.01) == []
         assert offers(replication.tick(now)) == [(to, holding())]
     assert times == [5.0, 15.0, 35.0]
-    assert of(Note, replication.received(to, ReplicaAck(holding().blob), 36.0))
+    assert of(Note, replication.received(to, ReplicaAck(holding().blob)))
     assert replication.next_deadline() == NEVER
-    assert replication.pinned() == frozenset()
-    assert replication.holders() == {to: holding()}
-    assert replication.received(to, ReplicaAck(holding().blob), 37.0) == []
+    assert replication.owner.pinned() == frozenset()
+    assert replication.owner.holders() == {to: holding()}
+    assert replication.received(to, ReplicaAck(holding().blob)) == []
 
 
 def test_only_the_newest_is_offered_and_what_may_be_under_way_stays_pinned():
     replication = owner()
-    ((to, _),) = offers(replication.snapshot(holding(round=1), 0.0))
+    ((to, _),) = offers(replication.owner.saved(holding(round=1), 0.0))
     for n in range(2, 9):
-        assert offers(replication.snapshot(holding(round=n), float(n) / 10)) == [(to, holding(round=n))]
-    assert holding(round=1).blob in replication.pinned()
-    assert holding(round=8).blob in replication.pinned()
-    assert len(replication.pinned()) <= 3
+        assert offers(replication.owner.saved(holding(round=n), float(n) / 10)) == [(to, holding(round=n))]
+    assert holding(round=1).blob in replication.owner.pinned()
+    assert holding(round=8).blob in replication.owner.pinned()
+    assert len(replication.owner.pinned()) <= 3
     assert offers(replication.tick(replication.next_deadline())) == [(to, holding(round=8))]
-    replication.received(to, ReplicaAck(holding(round=1).blob), 6.0)
-    assert replication.holders() == {to: holding(round=1)}
+    replication.received(to, ReplicaAck(holding(round=1).blob))
+    assert replication.owner.holders() == {to: holding(round=1)}
     assert replication.next_deadline() < NEVER, "the newest is not acked yet"
-    replication.received(to, ReplicaAck(holding(round=8).blob), 7.0)
-    assert replication.pinned() == frozenset()
+    replication.received(to, ReplicaAck(holding(round=8).blob))
+    assert replication.owner.pinned() == frozenset()
 
 
 def test_a_dead_holder_is_replaced():
     replication = owner(num_holders=2)
-    first = [to for to, _ in offers(replication.snapshot(holding(), 0.0))]
+    first = [to for to, _ in offers(replication.owner.saved(holding(), 0.0))]
     assert len(set(first)) == 2
     for to in first:
-        replication.received(to, ReplicaAck(holding().blob), 1.0)
+        replication.received(to, ReplicaAck(holding().blob))
     alive = {peer(n): n for n in range(5) if peer(n) != first[0]}
     ((to, offered),) = offers(replication.members_changed(alive, 2.0))
     assert to not in first
     assert offered == holding()
-    assert set(replication.holders()) == {first[1], to}
+    assert set(replication.owner.holders()) == {first[1], to}
     assert offers(replication.members_changed(alive, 3.0)) == []
 
 
 def test_an_unwilling_holder_is_passed_over_for_a_while():
     replication = owner(max_offers=3, unwilling_s=500.0)
-    ((first, _),) = offers(replication.snapshot(holding(), 0.0))
+    ((first, _),) = offers(replication.owner.saved(holding(), 0.0))
     seen = [first]
     now = 0.0
     while seen[-1] == first:
@@ -140,14 +140,14 @@ def test_an_unwilling_holder_is_passed_over_for_a_while():
         assert now < 200
         seen += [to for to, _ in offers(replication.tick(now))]
     assert seen.count(first) == 3
-    replication.received(seen[-1], ReplicaAck(holding().blob), now)
+    replication.received(seen[-1], ReplicaAck(holding().blob))
     back = replication.next_deadline()
     assert offers(replication.tick(back)) == [(first, holding())], "later it gets another chance"
 
 
 def test_alone_or_with_nobody_willing_nothing_breaks():
     replication = Replication(ME)
-    assert replication.snapshot(holding(), 0.0) == []
+    assert replication.owner.saved(holding(), 0.0) == []
     assert replication.holdings() == (holding(),)
     assert replication.members_changed({ME: 0}, 1.0) == []
     assert replication.next_deadline() == NEVER
@@ -156,7 +156,7 @@ def test_alone_or_with_nobody_willing_nothing_breaks():
     for _ in range(50):
         num_offers += len(offers(replication.tick(replication.next_deadline())))
     assert num_offers >= 40, "the only one is asked on and on"
-    assert replication.received(peer(9), ReplicaAck(holding().blob), 1.0) == []
+    assert replication.received(peer(9), ReplicaAck(holding().blob)) == []
 
 
 # --- holder ---
@@ -167,38 +167,38 @@ def test_what_a_kill_left_behind_is_discarded_at_the_next_start():
     replication = Replication(ME, kept=[two, one, holding(peer(2))])
     assert replication.members_changed({}, 0.0) == [DiscardSnapshot(one)]
     assert replication.members_changed({}, 0.0) == []
-    assert set(replication.kept()) == {two, holding(peer(2))}
+    assert set(replication.holder.kept()) == {two, holding(peer(2))}
 
 
 def test_keeps_acks_and_discards_the_older_only_then():
     replication = Replication(ME)
     one, two = holding(peer(1), 1), holding(peer(1), 2)
-    assert replication.received(peer(1), ReplicaOffer(one), 0.0) == [FetchSnapshot(one, peer(1))]
-    assert replication.received(peer(1), ReplicaOffer(one), 1.0) == [], "on its way already"
+    assert replication.received(peer(1), ReplicaOffer(one)) == [FetchSnapshot(one, peer(1))]
+    assert replication.received(peer(1), ReplicaOffer(one)) == [], "on its way already"
     assert replication.holdings() == ()
-    assert replication.stored(one, 2.0) == [Send(peer(1), ReplicaAck(one.blob))]
+    assert replication.holder.stored(one) == [Send(peer(1), ReplicaAck(one.blob))]
     assert replication.holdings() == (one,)
-    assert replication.received(peer(1), ReplicaOffer(one), 3.0) == [Send(peer(1), ReplicaAck(one.blob))]
-    assert replication.received(peer(1), ReplicaOffer(two), 4.0) == [FetchSnapshot(two, peer(1))]
+    assert replication.received(peer(1), ReplicaOffer(one)) == [Send(peer(1), ReplicaAck(one.blob))]
+    assert replication.received(peer(1), ReplicaOffer(two)) == [FetchSnapshot(two, peer(1))]
     assert replication.holdings() == (one,)
-    assert replication.stored(two, 5.0) == [DiscardSnapshot(one), Send(peer(1), ReplicaAck(two.blob))]
+    assert replication.holder.stored(two) == [DiscardSnapshot(one), Send(peer(1), ReplicaAck(two.blob))]
     assert replication.holdings() == (two,)
-    (note,) = replication.received(peer(1), ReplicaOffer(one), 6.0)
+    (note,) = replication.received(peer(1), ReplicaOffer(one))
     assert note.kind == "replica-refused"
 
 
 def test_a_newer_offer_waits_for_the_fetch_under_way():
     replication = Replication(ME)
-    replication.received(peer(1), ReplicaOffer(holding(peer(1), 1)), 0.0)
+    replication.received(peer(1), ReplicaOffer(holding(peer(1), 1)))
     for n in (2, 4, 3):
-        assert replication.received(peer(1), ReplicaOffer(holding(peer(1), n)), 1.0) == []
-    assert of(FetchSnapshot, replication.stored(holding(peer(1), 1), 2.0)) == [
+        assert replication.received(peer(1), ReplicaOffer(holding(peer(1), n))) == []
+    assert of(FetchSnapshot, replication.holder.stored(holding(peer(1), 1))) == [
         FetchSnapshot(holding(peer(1), 4), peer(1))
     ]
-    assert replication.fetch_failed(holding(peer(1), 1), 3.0) == []
-    assert replication.fetch_failed(holding(peer(1), 4), 3.0) == []
+    assert replication.holder.fetch_failed(holding(peer(1), 1)) == []
+    assert replication.holder.fetch_failed(holding(peer(1), 4)) == []
     assert replication.holdings() == (holding(peer(1), 1),)
-    assert replication.received(peer(1), ReplicaOffer(holding(peer(1), 4)), 4.0) == [
+    assert replication.received(peer(1), ReplicaOffer(holding(peer(1), 4))) == [
         FetchSnapshot(holding(peer(1), 4), peer(1))
     ]
 
@@ -210,24 +210,22 @@ def test_speaks_for_somebody_else():
     bad.append((peer(1), dataclasses.replace(holding(peer(1)), kind="head")))
     for sender, offered in bad:
         with pytest.raises(RemoteError):
-            replication.received(sender, ReplicaOffer(offered), 0.0)
+            replication.received(sender, ReplicaOffer(offered))
 
 
 def test_old_epochs_are_refused_and_their_fetches_cancelled():
     replication = Replication(ME, kept=[holding(peer(3), epoch=1)])
-    replication.received(peer(1), ReplicaOffer(holding(peer(1), epoch=1)), 0.0)
-    replication.received(peer(2), ReplicaOffer(holding(peer(2), epoch=1)), 0.0)
-    replication.received(peer(2), ReplicaOffer(holding(peer(2), epoch=2)), 0.0)
+    replication.received(peer(1), ReplicaOffer(holding(peer(1), epoch=1)))
+    replication.received(peer(2), ReplicaOffer(holding(peer(2), epoch=1)))
+    replication.received(peer(2), ReplicaOffer(holding(peer(2), epoch=2)))
     effects = replication.epoch_changed(2, 1.0)
     assert of(CancelSnapshot, effects) == [
         CancelSnapshot(holding(peer(1), epoch=1)),
         CancelSnapshot(holding(peer(2), epoch=1)),
     ]
     assert of(FetchSnapshot, effects) == [FetchSnapshot(holding(peer(2), epoch=2), peer(2))]
-    assert of(FetchSnapshot, replication.received(peer(1), ReplicaOffer(holding(peer(1), 9, epoch=1)), 2.0)) == []
+    assert of(FetchSnapshot, replication.received(peer(1), ReplicaOffer(holding(peer(1), 9, epoch=1)))) == []
     assert replication.holdings() == (holding(peer(3), epoch=1),), "what is kept stays"
-    assert replication.forget_before(2) == [DiscardSnapshot(holding(peer(3), epoch=1))]
-    assert replication.holdings() == ()
 
 
 @pytest.mark.parametrize(
@@ -237,18 +235,18 @@ def test_old_epochs_are_refused_and_their_fetches_cancelled():
 def test_bounds(config):
     replication = Replication(ME, ReplicationConfig(**config))
     for n in range(1, 6):
-        for effect in of(FetchSnapshot, replication.received(peer(n), ReplicaOffer(holding(peer(n))), 0.0)):
-            replication.stored(effect.holding, 0.0)
+        for effect in of(FetchSnapshot, replication.received(peer(n), ReplicaOffer(holding(peer(n))))):
+            replication.holder.stored(effect.holding)
     assert len(replication.holdings()) == (2 if "max_holdings" in config or "max_total_bytes" in config else 0)
 
 
 def test_past_epochs_make_room_and_one_trainer_can_not_take_all_of_it():
     config = ReplicationConfig(max_holdings=3, max_holdings_per_trainer=2)
     replication = Replication(ME, kept=[holding(peer(1), part=p) for p in range(2)] + [holding(peer(2))], config=config)
-    (note,) = replication.received(peer(1), ReplicaOffer(holding(peer(1), part=5)), 0.0)
+    (note,) = replication.received(peer(1), ReplicaOffer(holding(peer(1), part=5)))
     assert note.kind == "replica-refused"
     replication.epoch_changed(2, 0.0)
-    effects = replication.received(peer(1), ReplicaOffer(holding(peer(1), part=5, epoch=2)), 0.0)
+    effects = replication.received(peer(1), ReplicaOffer(holding(peer(1), part=5, epoch=2)))
     assert effects == [
         DiscardSnapshot(holding(peer(1), part=0)),
         FetchSnapshot(holding(peer(1), part=5, epoch=2), peer(1)),
@@ -259,7 +257,7 @@ def test_past_epochs_make_room_and_one_trainer_can_not_take_all_of_it():
 def test_the_record_shows_no_more_than_fits():
     config = ReplicationConfig(max_holdings=1000)
     replication = Replication(ME, kept=[holding(peer(n), round=n) for n in range(1, 400)], config=config)
-    replication.snapshot(holding(round=1), 0.0)
+    replication.owner.saved(holding(round=1), 0.0)
     shown = replication.holdings()
     assert len(shown) == 256
     assert shown[0] == holding(round=1)
@@ -277,14 +275,14 @@ def test_what_was_acked_is_never_lost(steps):
         trainer = peer(n)
         effects = []
         if what == "offer":
-            effects = replication.received(trainer, ReplicaOffer(holding(trainer, round)), 0.0)
+            effects = replication.received(trainer, ReplicaOffer(holding(trainer, round)))
         elif trainer in under_way and what == "stored":
             done = under_way.pop(trainer)
             disk.add(done)
-            effects = replication.stored(done, 0.0)
+            effects = replication.holder.stored(done)
             acked[trainer] = done
         elif trainer in under_way:
-            effects = replication.fetch_failed(under_way.pop(trainer), 0.0)
+            effects = replication.holder.fetch_failed(under_way.pop(trainer))
         for effect in effects:
             if isinstance(effect, FetchSnapshot):
                 assert effect.source not in under_way, "one fetch at a time for each"
@@ -302,30 +300,30 @@ def test_what_was_acked_is_never_lost(steps):
 def test_older_ones_stay_as_long_as_they_are_needed():
     replication = Replication(ME, ReplicationConfig(past_epochs=True))
     needed = {holding(peer(1), 1).blob}
-    replication.surplus = lambda older: [h for h in older if h.blob not in needed]
+    replication.holder.surplus = lambda older: [h for h in older if h.blob not in needed]
     for n in (1, 2, 3):
         each = holding(peer(1), n)
-        assert of(FetchSnapshot, replication.received(peer(1), ReplicaOffer(each), 0.0))
-        replication.stored(each, 0.0)
-    assert [h.round for h in replication.kept()] == [3, 1] and {h.round for h in replication.holdings()} == {3, 1}
-    assert acks(replication.received(peer(1), ReplicaOffer(holding(peer(1), 1)), 0.0)), "it is here"
+        assert of(FetchSnapshot, replication.received(peer(1), ReplicaOffer(each)))
+        replication.holder.stored(each)
+    assert [h.round for h in replication.holder.kept()] == [3, 1] and {h.round for h in replication.holdings()} == {3, 1}
+    assert acks(replication.received(peer(1), ReplicaOffer(holding(peer(1), 1)))), "it is here"
     needed.clear()
     assert of(DiscardSnapshot, replication.members_changed({}, 1.0)) == [DiscardSnapshot(holding(peer(1), 1))]
-    assert [h.round for h in replication.kept()] == [3]
+    assert [h.round for h in replication.holder.kept()] == [3]
 
 
 def test_after_a_restart_nothing_is_let_go_before_it_is_known_what_is_needed():
     kept = [holding(peer(1), n) for n in (1, 2, 3)]
     replication = Replication(ME, ReplicationConfig(past_epochs=True), kept)
-    replication.surplus = lambda older: []
-    assert not of(DiscardSnapshot, replication.members_changed({}, 0.0)) and set(replication.kept()) == set(kept)
+    replication.holder.surplus = lambda older: []
+    assert not of(DiscardSnapshot, replication.members_changed({}, 0.0)) and set(replication.holder.kept()) == set(kept)
 
 
 @pytest.mark.parametrize("past_epochs", [False, True])
 def test_snapshots_of_past_epochs_are_taken_where_they_are_of_use(past_epochs):
     replication = Replication(ME, ReplicationConfig(past_epochs=past_epochs))
     fetching = holding(peer(1), 1, epoch=1)
-    replication.received(peer(1), ReplicaOffer(fetching), 0.0)
+    replication.received(peer(1), ReplicaOffer(fetching))
     assert bool(of(CancelSnapshot, replication.epoch_changed(2, 1.0))) == (not past_epochs)
-    offered = replication.received(peer(2), ReplicaOffer(holding(peer(2), 1, epoch=1)), 2.0)
+    offered = replication.received(peer(2), ReplicaOffer(holding(peer(2), 1, epoch=1)))
     assert bool(of(FetchSnapshot, offered)) == past_epochs
