@@ -38,6 +38,7 @@ from p2ptrain.protocol.head_fit.run import (
     session_name,
 )
 from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.patience import Patience
 from p2ptrain.wire.messages import (
     HeadFitCall,
     HeadFitGradient,
@@ -175,7 +176,7 @@ class HeadFitMachine:
         run, leading = self._run, self._leading
         if run is None or leading is None or run.session != session or not leading.combining or step != run.step + 1:
             return []
-        run.durations.append(now - leading.step_started_at)
+        run.patience.add(now - leading.step_started_at)
         return [*self._enter(run, step, state, self._own, now), *leading.send_state()]
 
     def members_changed(self, alive: Iterable[PeerId], now: float) -> list[Effect]:
@@ -289,7 +290,8 @@ class HeadFitMachine:
         return [Send(sender, HeadFitReady(session=session, samples=run.samples))]
 
     def _begin(self, session: str, call: HeadFitCall, steps: int, lead: PeerId, now: float) -> list[Effect]:
-        run = self._run = Run(session, call, lead, steps, started_at=now, heard_at=now)
+        patience = Patience(self._config.min_step_timeout_s, self._config.max_step_timeout_s)
+        run = self._run = Run(session, call, lead, steps, patience, started_at=now, heard_at=now)
         self._leading = None
         what = (("session", session), ("lead", lead), ("parts", len({h.part for h in call.holdings})), ("steps", steps))
         note = Note("head-fit-started", what)

@@ -55,7 +55,7 @@ class Lead:
         """When it goes on without what is missing."""
         if self._run.samples < 0 or not self.begun:
             return self._run.started_at + self._config.prepare_timeout_s
-        return self.step_started_at + self._run.step_timeout_s(self._config)
+        return self.step_started_at + self._run.patience.timeout_s()
 
     def next_deadline(self) -> float:
         calling = self._call_at if self._uncalled() else NEVER
@@ -125,7 +125,7 @@ class Lead:
             effects += [Send(peer, run.call) for peer in uncalled]
         if now < self.deadline():
             if now >= self._repeat_at:
-                halves = self.step_started_at + 0.75 * run.step_timeout_s(self._config)
+                halves = self.step_started_at + 0.75 * run.patience.timeout_s()
                 self._repeat_at = halves if now < halves else NEVER
                 for peer in self._missing():
                     if peer != self._own:
@@ -180,7 +180,7 @@ class Lead:
 
     def _start_clock(self, now: float) -> None:
         self.step_started_at = now
-        self._repeat_at = now + 0.5 * self._run.step_timeout_s(self._config)
+        self._repeat_at = now + 0.5 * self._run.patience.timeout_s()
 
     def _receive(self, peer: PeerId, samples: int, data: bytes) -> list[Effect]:
         self._received[peer] = (samples, data)

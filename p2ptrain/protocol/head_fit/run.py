@@ -6,13 +6,12 @@ Invariant: whatever a run says, of its state or of an own contribution, is of th
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from statistics import median
 
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.patience import Patience
 from p2ptrain.wire.messages import HeadFitCall, HeadFitGradient, HeadFitState, SnapshotRef
 
 
@@ -63,8 +62,8 @@ class HeadFitConfig:
     """A weak device may take minutes over its features; a dead one is told by membership long before."""
     min_step_timeout_s: float = 2.0
     max_step_timeout_s: float = 60.0
-    """Step deadline = median + 6 x median deviation of the durations seen, within these; a quarter of the longest
-    until four were seen. At half and at three quarters of it the state goes again to those that are missing."""
+    """A step's deadline lies within these. At half and at three quarters of it the state goes again to those that are
+    missing."""
     lead_timeout_s: float = 90.0
     """A participant that hears nothing from a lead for so long turns to the next (a live lead is heard sooner)."""
     repeat_s: float = 3.0
@@ -87,6 +86,8 @@ class Run:
     lead: PeerId
     steps: int
     """Combinations that there will be."""
+    patience: Patience
+    """With a step that this peer leads, learnt from those it led."""
     started_at: float
     heard_at: float
     """When the lead was heard last."""
@@ -105,8 +106,6 @@ class Run:
     """Peers that can't lead."""
     finished: bool = False
     paused: bool = False
-    durations: deque[float] = field(default_factory=lambda: deque(maxlen=32))
-    """How long the steps took that this peer led."""
 
     def state_to(self, peer: PeerId) -> list[Effect]:
         return [Send(peer, HeadFitState(self.session, self.step, self.state))]
@@ -117,10 +116,3 @@ class Run:
             return []
         self.computing = True
         return [ComputeContribution(self.session, self.step, self.state)]
-
-    def step_timeout_s(self, config: HeadFitConfig) -> float:
-        if len(self.durations) < 4:
-            return config.max_step_timeout_s / 4
-        typical = median(self.durations)
-        spread = median(abs(d - typical) for d in self.durations)
-        return min(max(typical + 6 * spread, config.min_step_timeout_s), config.max_step_timeout_s)

@@ -327,7 +327,7 @@ def test_the_lead_dies_at_any_step(seed: int, step: int) -> None:
     else:
         run = lead._run
         assert run is not None
-        room.network.run(30, lambda: lead.step >= step and bool(run.durations or room.network.now > 0.51), every_s=0.0)
+        room.network.run(30, lambda: lead.step >= step and bool(run.step or room.network.now > 0.51), every_s=0.0)
         room.network.run(room.network.now + room.rng.uniform(0, 0.02))
     before = max(host.machine.step for host in room.hosts.values())
     room.kill(PEERS[0])
