@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 
 from p2ptrain.errors import UserError
-from p2ptrain.whole_files import in_place_of
+from p2ptrain.lasting import in_place_of
 
 MAX_BYTES = 1 << 20
 
@@ -55,7 +55,7 @@ def write_private(path: Path, text: str, *, replace: bool) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with in_place_of(path, mode=0o600, take=os.replace if replace else _link) as beside:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(text, encoding="utf-8", newline="\n")
     except FileExistsError:
         raise
     except OSError as error:

@@ -19,7 +19,7 @@ import click
 
 from p2ptrain.errors import UserError
 from p2ptrain.model_config import is_own_code
-from p2ptrain.whole_files import in_place_of
+from p2ptrain.lasting import in_place_of
 
 if TYPE_CHECKING:
     from p2ptrain.learning.checkpoint import ModelCard

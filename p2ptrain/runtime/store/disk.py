@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from p2ptrain.errors import UserError
+from p2ptrain.lasting import sync, sync_folder
 from p2ptrain.net.limits import ADVICE
-from p2ptrain.whole_files import sync, sync_folder
 from p2ptrain.wire.shared_bytes import write_all
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -40,7 +40,7 @@ class Disk:
         os.replace(source, target)
 
     def sync_directory(self, path: Path) -> None:
-        sync_folder(path, self.fsync)
+        sync_folder(path)
 
     def write_file(self, path: Path, data: bytes | memoryview, *, sync: bool = True) -> None:
         """The whole file anew, whole or not at all: temporary file, sync, rename, sync of the directory.

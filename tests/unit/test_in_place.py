@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from p2ptrain.whole_files import in_place_of
+from p2ptrain.lasting import in_place_of
 
 
 def test_all_of_it_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
