@@ -1,11 +1,10 @@
 """What a group trains: the job, checked, and named by a hash of its content.
 
-A job has the tables that all modes have, and a table of its mode's own: that mode's folder says what stands in it. So
-whoever reads a job says which modes there are (``modes.jobs`` does).
+A job has the tables that all modes have, and a table of its mode's own: that mode's folder says what stands in it.
+``modes.jobs`` reads jobs, and checks them.
 
 Invariant: two peers with equal ``Job.id`` train the same thing. So the hash covers every field that changes the
-result, the canonical JSON form of a job is the only thing that travels, and a job that came from the network passes
-the same checks as one from a file.
+result, and the canonical JSON form of a job is the only thing that travels.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from p2ptrain.data_config import AudioConfig as AudioConfig
 from p2ptrain.data_config import DataConfig as DataConfig
 from p2ptrain.data_config import DataKind as DataKind
 from p2ptrain.errors import JobError
-from p2ptrain.ids import JobId, is_sha256
-from p2ptrain.model_config import MAX_PATTERN, MAX_PATTERNS, OF_THE_MODEL, is_own_code
+from p2ptrain.ids import JobId
+from p2ptrain.model_config import OF_THE_MODEL, is_own_code
 from p2ptrain.model_config import ModelConfig as ModelConfig
 
 Compression = Literal["none", "fp16", "int8", "topk"]
@@ -120,22 +119,6 @@ class ModeTable:
 
 
 T = TypeVar("T", bound=ModeTable)
-
-
-class KnownMode(Protocol):
-    """What is asked of a mode to read a job of it."""
-
-    @property
-    def config(self) -> type[ModeTable]: ...
-
-    @property
-    def old_names(self) -> Mapping[str, str]:
-        """Names of modes and titles of tables that older job files say, and what they are called now."""
-        ...
-
-
-KnownModes = Mapping[str, KnownMode]
-"""What is known of each mode, by the names that a job may say."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,78 +221,6 @@ def _toml_value(value: Any) -> str:
     return text.replace("\x7f", "\\u007f")  # ... but for this one control character
 
 
-def job_from_mapping(raw: Mapping[str, Any], where: str, modes: KnownModes) -> Job:
-    """Build a job from nested tables, refusing unknown keys and wrong types, and check it as a whole."""
-    raw = _renamed(raw, where, modes)
-    mode = raw.get("mode", Job().mode)
-    if not isinstance(mode, str) or mode not in modes:
-        raise JobError(f"{where}: mode: {mode!r} is not one of {', '.join(modes)}")
-    kinds = {each.config.TABLE: each.config for each in modes.values()}
-    own = {each.name for each in dataclasses.fields(Job)} - {"tables"}
-    _refuse_unknown(raw, own | kinds.keys(), where, "")
-    job: Job = _build(Job, {key: value for key, value in raw.items() if key in own}, where, "")
-    for title, kind in kinds.items():
-        if title in raw:
-            job = job.with_table(_convert(kind, raw[title], where, title))
-    check_job(job, where, modes)
-    return job
-
-
-def _renamed(raw: Mapping[str, Any], where: str, modes: KnownModes) -> dict[str, Any]:
-    """With the names of today."""
-    names = {old: new for mode in modes.values() for old, new in mode.old_names.items()}
-    tables = _with_new_names(raw, names, where, "")
-    mode = tables.get("mode")
-    return tables | {"mode": names[mode]} if isinstance(mode, str) and mode in names else tables
-
-
-def _with_new_names(raw: Mapping[str, Any], names: Mapping[str, str], where: str, prefix: str) -> dict[str, Any]:
-    for old, new in names.items():
-        if old in raw and new in raw:
-            raise JobError(
-                f"{where}: {prefix}{old}: the old name of {prefix}{new}, which is there too; keep one of them"
-            )
-    return {names.get(key, key): value for key, value in raw.items()}
-
-
-def _refuse_unknown(raw: Iterable[str], known: Collection[str], where: str, prefix: str) -> None:
-    for key in raw:
-        if key not in known:
-            raise JobError(f"{where}: {prefix}{key}: unknown key; known here: {', '.join(sorted(known))}")
-
-
-def _build(cls: Any, raw: Mapping[str, Any], where: str, prefix: str) -> Any:
-    hints = get_type_hints(cls)
-    raw = _with_new_names(raw, getattr(cls, "OLD_KEYS", {}), where, prefix)
-    _refuse_unknown(raw, {f.name for f in dataclasses.fields(cls)}, where, prefix)
-    values = {key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in raw.items()}
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise JobError(f"{where}: {key}: expected a table")
-        return _build(hint, value, where, f"{key}.")
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise JobError(f"{where}: {key}: {value!r} is not one of {', '.join(map(str, get_args(hint)))}")
-        return value
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise JobError(f"{where}: {key}: expected a list")
-        return tuple(_convert(get_args(hint)[0], v, where, f"{key}[{i}]") for i, v in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise JobError(f"{where}: {key}: expected {hint.__name__}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise JobError(f"{where}: {key}: {value} is not a finite number")
-    if isinstance(value, str) and len(value) > 4096:
-        raise JobError(f"{where}: {key}: longer than 4096 characters")
-    return value
-
-
 Limits = Iterable[tuple[str, float, float, float]]
 """Key, value, and the least and the greatest that it may be."""
 
@@ -319,76 +230,3 @@ def check_limits(limits: Limits, where: str) -> None:
     for key, value, low, high in limits:
         if not low <= value <= high:
             raise JobError(f"{where}: {key}: {value} is outside {low:g}..{high:g}")
-
-
-def check_job(job: Job, where: str, modes: KnownModes) -> None:
-    """Check what types alone don't say. Raises ``JobError`` naming the key."""
-    t, g, d = job.training, job.group, job.data
-    limits = (
-        ("seed", job.seed, 0, 2**63 - 1),
-        ("model.width", job.model.width, 0.01, 16),
-        ("model.init_bytes", job.model.init_bytes, 0, 2**34),
-        ("data.val", d.val, 0, 0.5),
-        ("data.white", d.white, 0, 2**32),
-        ("data.vocabulary", d.vocabulary, 1 if d.kind == "tokens" else 0, 2**20 if d.kind == "tokens" else 0),
-        ("training.rounds", t.rounds, 1, 1_000_000),
-        ("training.epochs_per_round", t.epochs_per_round, 0.001, 10_000),
-        ("training.batch_size", t.batch_size, 1, 65_536),
-        ("training.learning_rate", t.learning_rate, 1e-9, 100),
-        ("training.momentum", t.momentum, 0, 0.9999),
-        ("training.weight_decay", t.weight_decay, 0, 1),
-        ("training.label_smoothing", t.label_smoothing, 0, 0.9),
-        ("training.warmup", t.warmup, 0, 0.9),
-        ("training.clip", t.clip, 0, 1e6),
-        ("training.proximal", t.proximal, 0, 1e3),
-        ("training.patience", t.patience, 0, 1_000_000),
-        ("training.look_every", t.look_every, 0, 1_000_000),
-        ("group.min_peers", g.min_peers, 1, 1000),
-        ("group.settle_s", g.settle_s, 0, 3600),
-        ("group.topk_fraction", g.topk_fraction, 0.0001, 1),
-        ("group.replicas", g.replicas, 0, 16),
-    )
-    check_limits(limits, where)
-    for key, name in (
-        *(("training.loss", t.loss), ("training.own_schedule", t.own_schedule)),
-        *(("training.own_optimizer", t.own_optimizer), ("data.transform", d.transform)),
-    ):
-        if name and not is_own_code(name):
-            raise JobError(
-                f"{where}: {key}: {name[:80]!r}: expected a function of your own, as package.module:function"
-            )
-    if len(job.model.freeze) > MAX_PATTERNS or not all(0 < len(each) <= MAX_PATTERN for each in job.model.freeze):
-        raise JobError(f"{where}: model.freeze: expected at most {MAX_PATTERNS} names of layers")
-    if t.loss and t.label_smoothing:
-        raise JobError(f"{where}: training.label_smoothing: is of cross-entropy, and training.loss is another; set 0")
-    if d.transform and d.reads_tokens:
-        raise JobError(f"{where}: data.transform: changes pictures and recordings, and the data are {d.kind}")
-    if t.patience and not d.val:
-        raise JobError(f"{where}: training.patience: needs validation samples, and data.val = 0 holds out none")
-    if g.robust in ("trimmed-mean", "median") and g.compression == "topk":
-        raise JobError(
-            f'{where}: group.robust: "{g.robust}" needs whole copies, and group.compression = "topk" sends a part of '
-            'each; use "clip", or another compression'
-        )
-    if not 2 <= len(d.classes) <= MAX_CLASSES:
-        others = "; if other devices have more, name all with --classes cat,dog" if len(d.classes) == 1 else ""
-        raise JobError(f"{where}: data.classes: expected 2 to {MAX_CLASSES} class names, got {len(d.classes)}{others}")
-    if len(set(d.classes)) != len(d.classes):
-        raise JobError(f"{where}: data.classes: a class is named twice")
-    if len(d.input_shape) != 3 or not all(1 <= n <= 4096 for n in d.input_shape):
-        what = f"[1, 1, {d.kind} in a sample]" if d.reads_tokens else "[channels, height, width]"
-        raise JobError(f"{where}: data.input_shape: expected {what}, each from 1 to 4096, got {list(d.input_shape)}")
-    for key, values in (("mean", d.mean), ("std", d.std)):
-        if len(values) != d.input_shape[0]:
-            raise JobError(f"{where}: data.{key}: expected {d.input_shape[0]} numbers, one a channel")
-    if any(s <= 0 for s in d.std):
-        raise JobError(f"{where}: data.std: must be above zero")
-    if job.mode not in modes:
-        raise JobError(f"{where}: mode: {job.mode!r} is not one of {', '.join(modes)}")
-    if len({table.TABLE for table in job.tables}) != len(job.tables):
-        raise JobError(f"{where}: tables: two of the same mode")
-    own = job.table(modes[job.mode].config)
-    for table in (own, *(each for each in job.tables if each is not own)):
-        table.check(job, where)
-    if job.model.init and where == "job from the group" and not is_sha256(job.model.init):
-        raise JobError(f"{where}: model.init: not a sha256")

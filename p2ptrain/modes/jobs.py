@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from p2ptrain import config
 from p2ptrain.config import MAX_JOB_BYTES, Job, ModeTable
 from p2ptrain.errors import JobError
 from p2ptrain.ids import hash_file, is_sha256
+from p2ptrain.modes.checks import check_job as check_job
+from p2ptrain.modes.reading import job_of
 from p2ptrain.modes.registry import MODES
 
 
@@ -74,12 +75,9 @@ def job_from_json(text: str, where: str = "job from the group") -> Job:
 
 def job_from_mapping(raw: Mapping[str, Any], where: str) -> Job:
     """Build a job from nested tables, refusing unknown keys and wrong types, and check it as a whole."""
-    return config.job_from_mapping(raw, where, MODES)
-
-
-def check_job(job: Job, where: str = "job") -> None:
-    """Check what types alone don't say. Raises ``JobError`` naming the key."""
-    config.check_job(job, where, MODES)
+    job = job_of(raw, where)
+    check_job(job, where)
+    return job
 
 
 def table_of(job: Job, title: str) -> Any:
