@@ -8,48 +8,26 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
-from p2ptrain.core.effects import (
-    AbandonBlob,
-    BeginBlob,
-    ForgetBlob,
-    JobDone,
-    JobReceived,
-    KeepPlan,
-    KeepReplica,
-    KeepResult,
-    KeepSnapshot,
-    ReadResult,
-    ReleaseBlob,
-    RestartTrainer,
-    StartTrainer,
-    Stopping,
-    ToTrainer,
-    TrainerLost,
-    VerifyBlob,
-)
+from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, Stopping, ToTrainer, TrainerLost
 from p2ptrain.core.peer_config import PeerConfig, Resume
-from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
 from p2ptrain.errors import LocalError
-from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.protocol.blobs.serving import ReadChunk
-from p2ptrain.protocol.blobs.transfer import WriteChunk
-from p2ptrain.protocol.consensus.ballot import KeepVote
+from p2ptrain.ids import PeerId
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, Knocked, NoticeTold
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.simulation.disk import SimulatedDisk
+from p2ptrain.simulation.disk_work import DISK_S, DiskWork
 from p2ptrain.simulation.signing import signing_as
 from p2ptrain.simulation.world import FrameHost, World
-from p2ptrain.wire.messages import Lane, Record, SnapshotRef
+from p2ptrain.wire.messages import Lane, Record
 from p2ptrain.wire.schema import RawBytes
 
-DISK_S = 0.002
 THOUGHT_S = 0.1
 ROUNDING_S = 1e-6
 """What is due so soon is due: clocks that are apart don't agree on the last digits."""
@@ -107,6 +85,7 @@ class Device(FrameHost):
         self.served: Callable[[bytes], bytes] = lambda data: data
         """What becomes of what others read from its disk."""
         self.disk = SimulatedDisk()
+        self._disk_work = self._work_on_disk()
         self.peer: Peer | None = None
         self.trainer: Trainer | None = None
         self.notes: list[tuple[float, Note]] = []
@@ -142,8 +121,12 @@ class Device(FrameHost):
         self.ahead_s += seconds
         self.world.perform(self, [])
 
+    def _work_on_disk(self) -> DiskWork:
+        return DiskWork(self.disk, lambda: self.core, lambda: self.now, self._later, lambda data: self.served(data))
+
     def start(self) -> None:
         world, now = self.world, self.now
+        self._disk_work = self._work_on_disk()  # that may be another one by now
         config = PeerConfig(
             own_key=self.key,
             proof_key=CODE,
@@ -210,6 +193,9 @@ class Device(FrameHost):
     # --- what a node does ---
 
     def carry_out(self, effect: object, now: float) -> list[object]:
+        if (on_disk := self._disk_work.handlers.get(type(effect))) is not None:
+            on_disk(effect)
+            return []
         match effect:
             case Note():
                 self.notes.append((now, effect))
@@ -217,44 +203,6 @@ class Device(FrameHost):
                 self._to_trainer(effect)
             case JobReceived():
                 self._open(effect.job)
-            case BeginBlob():
-                self._incoming(effect.blob, lambda: self.disk.begin(effect.blob, effect.num_bytes, effect.ephemeral))
-            case WriteChunk():
-                self._incoming(effect.blob, lambda: self.disk.write(effect.blob, effect.offset, bytes(effect.data)))
-            case AbandonBlob():
-                self._on_disk(lambda: self.disk.incoming.pop(effect.blob, None), lambda _: [])
-            case ForgetBlob():
-                self._on_disk(lambda: self.disk.passing.pop(effect.blob, None), lambda _: [])
-            case VerifyBlob():
-                self._on_disk(
-                    lambda: self.disk.finish(effect.blob),
-                    lambda sound: self.core.blob_checked(effect.blob, bool(sound), self.now),
-                )
-            case ReadChunk():
-                self._on_disk(lambda: self._read(effect), lambda data: self.core.chunk_read(effect, data, self.now))
-            case KeepSnapshot():
-                gone = (*effect.drop, effect.holding.blob)
-                self._save(
-                    lambda: {"own": self._own_with(effect.holding, gone)},
-                    lambda: self.core.snapshot_kept(effect, True, self.now),
-                )
-            case KeepReplica():
-                self._keep_replica(effect)
-            case ReleaseBlob():
-                self._on_disk(lambda: self.disk.release(effect.blob), lambda _: [])
-            case KeepPlan():
-                self._save(lambda: {"plan": effect.plan}, lambda: [])
-            case KeepVote():
-                self._on_disk(
-                    lambda: self.disk.keep_vote(effect.ref), lambda _: self.core.vote_kept(effect.ref, True, self.now)
-                )
-            case KeepResult():
-                self._keep_result(effect)
-            case ReadResult():
-                self._on_disk(
-                    lambda: self.disk.get(effect.holding.blob) or b"",
-                    lambda data: self.core.result_kept(effect.holding, data, self.now),
-                )
             case StartTrainer() | RestartTrainer():
                 self._start_trainer()
             case TrainerLost():
@@ -273,12 +221,6 @@ class Device(FrameHost):
             case _:
                 raise LocalError(f"nobody carries out {effect}")
         return []
-
-    def _read(self, effect: ReadChunk) -> bytes | None:
-        data = self.disk.get(effect.blob)
-        if data is None or effect.offset + effect.length > len(data):
-            return None
-        return self.served(data[effect.offset : effect.offset + effect.length])
 
     def _open(self, job: Job) -> None:
         disk = self.disk
@@ -327,7 +269,7 @@ class Device(FrameHost):
                 self.trainer.handle(dataclasses.replace(command, **{effect.into: data}))
             return []
 
-        self._on_disk(lambda: self.disk.get(blob), send)
+        self._disk_work.do(lambda: self.disk.get(blob), send)
 
     def _said(self, trainer: Trainer, event: Any) -> None:
         if trainer is not self.trainer or self.peer is None:
@@ -348,46 +290,6 @@ class Device(FrameHost):
             return self.core.trainer_said(event, blob, len(data), self.now)
 
         self._later(wait_s, put)
-
-    def _own_with(self, holding: SnapshotRef, gone: Collection[str]) -> tuple[SnapshotRef, ...]:
-        """As the store keeps them."""
-        return (*(h for h in self.disk.own if h.blob not in gone), holding)[-NUM_OWN_SNAPSHOTS:]
-
-    def _keep_replica(self, effect: KeepReplica) -> None:
-        def change() -> dict[str, object]:
-            others = tuple(h for h in self.disk.replicas if h != effect.holding)
-            return dict(replicas=(*others, effect.holding) if effect.keep else others)
-
-        def then() -> list[object]:
-            return self.core.replica_kept(effect.holding, True, self.now) if effect.keep else []
-
-        self._save(change, then)
-
-    def _keep_result(self, effect: KeepResult) -> None:
-        def save() -> None:
-            self.disk.put(effect.data)
-            self.disk.save(frozenset(), replicas=(*self.disk.replicas, effect.holding))
-
-        self._on_disk(save, lambda _: self.core.result_kept(effect.holding, effect.data, self.now))
-
-    def _save(self, change: Callable[[], dict[str, object]], then: Callable[[], list[object]]) -> None:
-        role = self.core.role
-        pinned = role.replicas.replication.owner.pinned() if role else frozenset()
-        self._on_disk(lambda: self.disk.save(pinned, **change()), lambda _: then())
-
-    def _incoming(self, blob: BlobId, work: Callable[[], None]) -> None:
-        def tried() -> str:
-            try:
-                work()
-            except OSError as error:
-                return str(error)
-            return ""
-
-        self._on_disk(tried, lambda error: self.core.blob_refused(blob, error, self.now) if error else [])
-
-    def _on_disk(self, work: Callable[[], Any], then: Callable[[Any], list[object]]) -> None:
-        """In order: all work takes equally long."""
-        self._later(DISK_S, lambda: then(work()))
 
     def _later(self, wait_s: float, work: Callable[[], Iterable[object]]) -> None:
         """If the same peer still runs then."""
