@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 LAYERS = (
@@ -54,31 +55,36 @@ def layer_of(module: str) -> str | None:
 
 def imports(tree: Tree, module: str, *, typing: bool = True) -> Iterator[tuple[str, int, bool]]:
     """(imported module, line, at the top) of every import, those inside functions too."""
-    parsed = tree[module]
-    skipped = set() if typing else _type_checking_only(parsed)
-    inside = {
-        node
-        for function in ast.walk(parsed)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
-    for node in ast.walk(parsed):
-        if node in skipped:
+    for node, at_top, for_types in _statements(tree[module]):
+        if for_types and not typing:
             continue
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno, node not in inside) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
-            source = node.module or ""
-            for alias in node.names:
-                name = f"{source}.{alias.name}"
-                yield (name if name in tree else source), node.lineno, node not in inside
+            yield from ((alias.name, node.lineno, at_top) for alias in node.names)
+            continue
+        assert node.level == 0, f"{module}:{node.lineno}: a relative import"
+        source = node.module or ""
+        for alias in node.names:
+            name = f"{source}.{alias.name}"
+            yield (name if name in tree else source), node.lineno, at_top
 
 
-def _type_checking_only(tree: ast.Module) -> set[ast.AST]:
-    """Nodes under ``if TYPE_CHECKING``: they import nothing when the program runs."""
-    blocks = (n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING"))
-    return {node for block in blocks for statement in block.body for node in ast.walk(statement)}
+@cache
+def _statements(parsed: ast.Module) -> tuple[tuple[ast.Import | ast.ImportFrom, bool, bool], ...]:
+    """All imports: each with whether it is outside of functions, and whether it is there for types only."""
+    found: list[tuple[ast.Import | ast.ImportFrom, bool, bool]] = []
+
+    def look(node: ast.AST, at_top: bool, for_types: bool) -> None:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append((node, at_top, for_types))
+        elif isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case | ast.Module):  # no expression imports
+            at_top = at_top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            is_for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+            otherwise = node.orelse if isinstance(node, ast.If) else []
+            for child in ast.iter_child_nodes(node):
+                look(child, at_top, for_types or (is_for_types and child not in otherwise))
+
+    look(parsed, True, False)
+    return tuple(found)
 
 
 def upward(tree: Tree) -> list[str]:
