@@ -17,6 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import bench  # noqa: E402
 from benchmarks import environments, neighbours, neighbours_observed  # noqa: E402
 from benchmarks.common import Settings  # noqa: E402
 from benchmarks.neighbours_groups import WORKERS, write_files  # noqa: E402
@@ -163,8 +164,7 @@ def test_the_notes_state_the_settings() -> None:
 @pytest.mark.slow
 def test_neighbours_writes_sound_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("P2PTRAIN_BENCHMARKS", str(tmp_path / "none"))
-    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "neighbours", "--tiny", "--repeat", "1"]
-    subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, check=True, timeout=240)
+    assert bench.main(["neighbours", "--tiny", "--repeat", "1", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "neighbours.json").read_text())
     figures = {case["case"]: case["figures"] for case in result["cases"]}
     assert figures.keys() == {"iid: central", "iid, one killed: p2ptrain replicas"} and not result["incomplete"]
