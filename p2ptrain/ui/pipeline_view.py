@@ -16,12 +16,11 @@ from p2ptrain.planning.pipeline.cost import PlanCost
 from p2ptrain.planning.pipeline.schedule import Timeline
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.planning.pipeline.task import PipelineTask
+from p2ptrain.ui.timeline_text import TIMELINE_WIDTH, UPDATE, Stretch, pass_sign, seconds, timeline_text
 from p2ptrain.words import clean, listed, scaled, table
 
 TITLES = ("stage", "peer", "blocks", "samples", "warm-up", "memory", "of", "busy")
 RIGHT = (0, 3, 4, 5, 6, 7)
-TIMELINE_WIDTH = 100
-IDLE, UPDATE = "·", "="
 LEGEND = "digits: forward, by micro-batch; letters: backward (a = 0); = updates the parameters; · waits"
 
 
@@ -95,40 +94,17 @@ def _baseline_cells(baseline: Priced | None, planned_s: float) -> tuple[str, str
     return seconds(baseline.cost.batch_s), note
 
 
-def seconds(value: float) -> str:
-    """``1,234 s``, ``12.3 s``, ``4.56 ms``."""
-    if value >= 100:
-        return f"{value:,.0f} s"
-    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
-
-
 def timeline_lines(timeline: Timeline, width: int = TIMELINE_WIDTH) -> list[str]:
     """A line a stage: what it does over time. A character is what the stage does most in its stretch of time."""
-    num_stages = 1 + max((span.stage for span in timeline.spans), default=0)
-    label = len(f"stage {num_stages} ")
-    cells = max(10, width - label - 2)
-    scale = timeline.round_s / cells or 1.0
-    lines = []
-    for stage in range(num_stages):
-        weight = [{IDLE: 0.0} for _ in range(cells)]
-        for span in timeline.spans:
-            if span.stage == stage:
-                for cell in range(min(cells - 1, int(span.start_s / scale)), min(cells, int(span.end_s / scale) + 1)):
-                    overlap = min(span.end_s, (cell + 1) * scale) - max(span.start_s, cell * scale)
-                    sign = _sign(span.work, span.micro_batch)
-                    weight[cell][sign] = weight[cell].get(sign, 0.0) + max(0.0, overlap)
-        for signs in weight:
-            signs[IDLE] = scale - sum(signs.values())
-        text = "".join(max(signs.items(), key=lambda item: item[1])[0] for signs in weight)
-        lines.append(f"{f'stage {stage + 1} ':<{label}}|{text}|")
-    lines.append(f"{'':<{label}} 0{seconds(timeline.round_s):>{cells - 1}}")
-    return [*lines, LEGEND]
+    rows: list[tuple[str, list[Stretch]]] = []
+    for stage in range(1 + max((span.stage for span in timeline.spans), default=0)):
+        spans = (span for span in timeline.spans if span.stage == stage)
+        rows.append((f"stage {stage + 1}", [(s.start_s, s.end_s, _sign(s.work, s.micro_batch)) for s in spans]))
+    return [*timeline_text(rows, timeline.round_s, width), LEGEND]
 
 
 def _sign(work: str, micro_batch: int) -> str:
-    if work == "update":
-        return UPDATE
-    return str(micro_batch % 10) if work == "forward" else chr(ord("a") + micro_batch % 10)
+    return UPDATE if work == "update" else pass_sign(work, micro_batch)
 
 
 def to_plain(comparison: Comparison) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from p2ptrain.planning.split.cost import played_of
 from p2ptrain.planning.split.room import Room
 from p2ptrain.planning.split.rounds.simulation import Span, play
 from p2ptrain.planning.split.units import SplitPlan, Unit
-from p2ptrain.ui.pipeline_view import IDLE, TIMELINE_WIDTH, UPDATE, seconds
+from p2ptrain.ui.timeline_text import TIMELINE_WIDTH, UPDATE, Stretch, pass_sign, seconds, timeline_text
 from p2ptrain.words import clean, listed, scaled, table
 
 TITLES = ("unit", "owner", "front", "helper", "share up", "down", "parts", "in flight", "sent as", "a batch", "a round")
@@ -143,24 +143,11 @@ def timeline_lines(room: Room, plan: SplitPlan, width: int = TIMELINE_WIDTH) -> 
     """A line a peer. A character is what it does most in its stretch of time."""
     until_s, spans = spans_of(room, plan)
     numbers = {unit.owner: _number(index) for index, unit in enumerate(plan.units)}
-    peers = [*numbers, *(name for name in plan.helpers if name not in numbers)]
-    label = max(len(clean(name, 20)) for name in peers) + 1
-    cells = max(10, width - label - 2)
-    scale = until_s / cells or 1.0
-    lines = []
-    for peer in peers:
-        weight = [{IDLE: 0.0} for _ in range(cells)]
-        for span in (span for span in spans if span.peer == peer):
-            for cell in range(min(cells - 1, int(span.start_s / scale)), min(cells, int(span.end_s / scale) + 1)):
-                overlap = min(span.end_s, (cell + 1) * scale) - max(span.start_s, cell * scale)
-                sign = _sign(span, numbers)
-                weight[cell][sign] = weight[cell].get(sign, 0.0) + max(0.0, overlap)
-        for signs in weight:
-            signs[IDLE] = scale - sum(signs.values())
-        text = "".join(max(signs.items(), key=lambda item: item[1])[0] for signs in weight)
-        lines.append(f"{clean(peer, 20):<{label}}|{text}|")
-    lines.append(f"{'':<{label}} 0{seconds(until_s):>{cells - 1}}")
-    return [*lines, LEGEND]
+    rows: list[tuple[str, list[Stretch]]] = []
+    for peer in [*numbers, *(name for name in plan.helpers if name not in numbers)]:
+        own = (span for span in spans if span.peer == peer)
+        rows.append((clean(peer, 20), [(s.start_s, s.end_s, _sign(s, numbers)) for s in own]))
+    return [*timeline_text(rows, until_s, width), LEGEND]
 
 
 def _number(index: int) -> str:
@@ -175,7 +162,7 @@ def _sign(span: Span, numbers: dict[str, str]) -> str:
         return numbers[span.owner]
     if span.work == "update":
         return UPDATE
-    return str(span.micro_batch % 10) if span.work == "forward" else chr(ord("a") + span.micro_batch % 10)
+    return pass_sign(span.work, span.micro_batch)
 
 
 def to_plain(comparison: Comparison) -> dict[str, Any]:

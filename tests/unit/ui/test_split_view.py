@@ -8,8 +8,8 @@ from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.pipeline.task import PipelinePeer
 from p2ptrain.planning.split.comparison import Comparison, compare
 from p2ptrain.planning.split.task import SplitPeer, SplitTask
-from p2ptrain.ui.pipeline_view import IDLE
 from p2ptrain.ui.split_view import LEGEND, render, spans_of, timeline_lines, to_plain
+from p2ptrain.ui.timeline_text import IDLE
 
 
 def comparison() -> Comparison:
