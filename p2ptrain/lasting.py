@@ -27,7 +27,7 @@ def sync(fd: int) -> None:
     os.fsync(fd)
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: Path, sync: Callable[[int], None] = sync) -> None:
     """Its list of files, where the system and the disk can do that. Raises ``OSError``."""
     if os.name != "posix":
         return  # only POSIX lets a folder be opened

@@ -27,10 +27,10 @@ from torch import nn
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import UserError
 from p2ptrain.experiment import group, measure
+from p2ptrain.lasting import in_place_of
 from p2ptrain.learning.data import load, open_source, propose_contract
 from p2ptrain.learning.models import global_model
 from p2ptrain.modes.jobs import with_settings
-from p2ptrain.lasting import in_place_of
 
 BUDGET = 1 / 11.8
 """Of central training's work, at most, on each device (Chen & Qin, SEC 2020)."""

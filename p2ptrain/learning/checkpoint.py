@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from p2ptrain.config import AudioConfig, DataConfig, DataKind, Job
 from p2ptrain.errors import JobError, UserError
+from p2ptrain.lasting import in_place_of
 from p2ptrain.learning.models import check_reads, current_names, model_for
 from p2ptrain.learning.own.outputs import check_outputs
 from p2ptrain.learning.snapshots import put_state, save_whole
 from p2ptrain.model_config import is_own_code
-from p2ptrain.lasting import in_place_of
 
 FORMAT = "p2ptrain-model-1"
 ATTRIBUTION = "attribution/"

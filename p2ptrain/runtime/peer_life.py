@@ -1,4 +1,4 @@
-"""A peer from its start to its goodbye: node after node, as it leaves its job for the group's, or its code for a new one.
+"""A peer from its start to its goodbye: node after node, as it leaves its job for the group's, or its code for a new.
 
 Invariant: one node at a time has the state directory, whose figures go on through all of them.
 """

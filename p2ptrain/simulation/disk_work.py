@@ -35,8 +35,8 @@ Work = Callable[[], Iterable[object]]
 
 
 class DiskWork:
-    """``core``: the peer that runs; ``now``: its clock; ``later``: does work after some seconds, if that peer still runs
-    then; ``served``: what becomes of what others read."""
+    """``core``: the peer that runs; ``now``: its clock; ``later``: does work after some seconds, if that peer still
+    runs then; ``served``: what becomes of what others read."""
 
     def __init__(
         self,
@@ -60,9 +60,7 @@ class DiskWork:
             KeepSnapshot: self._keep_snapshot,
             KeepReplica: self._keep_replica,
             KeepPlan: lambda e: self._save(lambda: {"plan": e.plan}, lambda: []),
-            KeepVote: lambda e: self.do(
-                lambda: disk.keep_vote(e.ref), lambda _: core().vote_kept(e.ref, True, now())
-            ),
+            KeepVote: lambda e: self.do(lambda: disk.keep_vote(e.ref), lambda _: core().vote_kept(e.ref, True, now())),
             KeepResult: self._keep_result,
             ReadResult: lambda e: self.do(
                 lambda: disk.get(e.holding.blob) or b"", lambda data: core().result_kept(e.holding, data, now())

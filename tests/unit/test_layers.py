@@ -237,7 +237,9 @@ def test_no_pickle_and_no_torch_load() -> None:
                     assert node.func.id not in ("eval", "exec"), f"{module}:{node.lineno} calls {node.func.id}"
             elif isinstance(node, ast.Attribute) and node.attr in last_words:
                 is_allowed = (module, ast.unparse(node)) == (READS_WEIGHTS, "torch.load")
-                assert is_allowed or ast.unparse(node) not in FORBIDDEN, f"{module}:{node.lineno} uses {ast.unparse(node)}"
+                assert is_allowed or ast.unparse(node) not in FORBIDDEN, (
+                    f"{module}:{node.lineno} uses {ast.unparse(node)}"
+                )
             elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert ast.unparse(node.value) == "False", f"{module}:{node.value.lineno} allows pickle"
 

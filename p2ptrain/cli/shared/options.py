@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from p2ptrain.errors import UserError
-from p2ptrain.model_config import is_own_code
 from p2ptrain.lasting import in_place_of
+from p2ptrain.model_config import is_own_code
 
 if TYPE_CHECKING:
     from p2ptrain.learning.checkpoint import ModelCard

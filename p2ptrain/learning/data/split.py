@@ -162,7 +162,8 @@ def _chosen(source: Source, contract: DataConfig, classes: Sequence[str]) -> Ind
         match = match_class(name, contract.classes)
         if match is None:
             hint = closest(name, contract.classes)
-            raise DataError(f"--classes {name}: not a class of the job{hint}; its classes: {listed(contract.classes, 24)}")
+            known = listed(contract.classes, 24)
+            raise DataError(f"--classes {name}: not a class of the job{hint}; its classes: {known}")
         here = np.flatnonzero(mapped == contract.classes.index(match)).tolist()
         if not here:
             raise DataError(f"--classes {name}: {source.spec} has no such class; it has: {listed(source.classes, 24)}")

@@ -6,7 +6,6 @@ the peer's own samples, so however many are drawn at once, each comes once a pas
 
 from __future__ import annotations
 
-
 import numpy as np
 from torch import Tensor
 

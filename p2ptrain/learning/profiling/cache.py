@@ -17,9 +17,9 @@ import torch
 
 from p2ptrain.config import Coding
 from p2ptrain.errors import UserError
+from p2ptrain.lasting import in_place_of
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.planning.devices.blocks import BlockTimes
-from p2ptrain.lasting import in_place_of
 
 CACHE_FORMAT = "p2ptrain-block-times-7"
 CODED = "coded_s_per_byte"

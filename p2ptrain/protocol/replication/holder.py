@@ -1,8 +1,8 @@
 """A replica holder: who keeps others' snapshots.
 
 Invariant: an older snapshot of a (part, trainer) goes only when a newer one of the same is safe on the disk, unless a
-full store says otherwise (``max_holdings``); and of older ones only those that ``surplus`` names: where snapshots are of
-use only together with others of the same step, as in a pipeline, the newest may not be the one that is wanted.
+full store says otherwise (``max_holdings``); and of older ones only those that ``surplus`` names. Where snapshots are
+of use only together with others of the same step, as in a pipeline, the newest may not be the one that is wanted.
 
 For each (part, trainer): the one kept, the one being fetched, and the newest offered meanwhile, which is next.
 """

@@ -1,8 +1,8 @@
 """The owner of a snapshot, who sees that others keep copies of it.
 
-For each holder: offer -> (no ack: offer again, later each time) -> acked. After ``max_offers`` without an ack the holder
-counts as unwilling for a while, and the next in the ranking takes its place. What has been offered and not acked stays
-in ``pinned``: a holder may be fetching it.
+For each holder: offer -> (no ack: offer again, later each time) -> acked. After ``max_offers`` without an ack the
+holder counts as unwilling for a while, and the next in the ranking takes its place. What has been offered and not acked
+stays in ``pinned``: a holder may be fetching it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from p2ptrain.protocol.machine import Note, Send
 from p2ptrain.wire.messages import Record, Stop, StopAnswer, StopReply
 
 
-
 class GroupStop:
     """Of one peer. ``may``: whether others may end it; ``role``: once there is a job."""
 

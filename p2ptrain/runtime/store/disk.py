@@ -40,7 +40,7 @@ class Disk:
         os.replace(source, target)
 
     def sync_directory(self, path: Path) -> None:
-        sync_folder(path)
+        sync_folder(path, self.fsync)
 
     def write_file(self, path: Path, data: bytes | memoryview, *, sync: bool = True) -> None:
         """The whole file anew, whole or not at all: temporary file, sync, rename, sync of the directory.

@@ -123,4 +123,5 @@ class WayBack:
         newer = self._saved.newest(plan, absent=True)[0]
         what = f"with the blocks of step {newer}" if newer > step else "with newer blocks"
         begins = f"goes back to step {step}" if step else "begins again"
-        return f"{self._group.names_of(peers)} to come back {what}; in {left:.0f} s the group {begins}: {self.done() - step} batches lost"
+        then = f"in {left:.0f} s the group {begins}: {self.done() - step} batches lost"
+        return f"{self._group.names_of(peers)} to come back {what}; {then}"

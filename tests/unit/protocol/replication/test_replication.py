@@ -305,7 +305,10 @@ def test_older_ones_stay_as_long_as_they_are_needed():
         each = holding(peer(1), n)
         assert of(FetchSnapshot, replication.received(peer(1), ReplicaOffer(each)))
         replication.holder.stored(each)
-    assert [h.round for h in replication.holder.kept()] == [3, 1] and {h.round for h in replication.holdings()} == {3, 1}
+    assert [h.round for h in replication.holder.kept()] == [3, 1] and {h.round for h in replication.holdings()} == {
+        3,
+        1,
+    }
     assert acks(replication.received(peer(1), ReplicaOffer(holding(peer(1), 1)))), "it is here"
     needed.clear()
     assert of(DiscardSnapshot, replication.members_changed({}, 1.0)) == [DiscardSnapshot(holding(peer(1), 1))]
