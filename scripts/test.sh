@@ -5,14 +5,23 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh demo,rich,onnx,bench,test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy
 if [ $# -gt 0 ]; then
+  .venv/bin/mypy
   exec .venv/bin/python -m pytest "$@"
 fi
+# Types are checked beside the first tests: that takes one core for a minute.
+said=$(mktemp)
+.venv/bin/mypy > "$said" 2>&1 &
+types=$!
+trap 'kill $types 2> /dev/null || true; rm -f "$said"' EXIT
 # Tests within one process share the cores, a thread each. Those of real peers, which wait for one another, come after,
 # three files at once. What failed of these is run once more, one after another, and fails if it fails again; anything
-# else that pytest ends with (stopped, an error of its own) is final, as then not all tests ran.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile tests/unit tests/virtual
+# else that pytest ends with (stopped, an error of its own) is final, as then not all tests ran. Files are begun in the
+# order that tests/conftest.py gives them.
+files="--dist loadfile --no-loadscope-reorder"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 $files tests/unit tests/virtual
+wait $types || { cat "$said"; exit 1; }
+cat "$said"
 together="tests/sockets tests/processes"
-.venv/bin/python -m pytest --cache-clear --numprocesses 3 --dist loadfile $together ||
+.venv/bin/python -m pytest --cache-clear --numprocesses 3 $files $together ||
   { [ $? -eq 1 ] && .venv/bin/python -m pytest --last-failed --last-failed-no-failures none $together; }

@@ -11,10 +11,18 @@ from p2ptrain.planning.pipeline import fleet
 
 REAL = [Path(__file__).with_name(name) for name in ("sockets", "processes")]
 """Tests of real peers."""
+LONGEST = (
+    *("test_stages", "test_recovery", "test_units", "test_peers", "test_bench", "test_job_defaults"),
+    *("test_short_runs", "test_meeting", "test_long_run", "test_pipeline_runs", "test_lab_runs", "test_overlap"),
+    *("test_next_day", "test_tour", "test_snippets", "test_transport"),
+)
+"""Files that take longest are begun first, so that not one of them is left when all else is done."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every wait of theirs has its own deadline, which a machine may need that is many times overloaded."""
+    """Every wait of those of real peers has its own deadline, which a machine may need that is many times overloaded."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     for item in items:
         if item.path.parent in REAL and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(600))

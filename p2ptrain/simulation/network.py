@@ -84,6 +84,8 @@ class _Seat:
     host: Host
     timer: float = NEVER
     """Earliest tick that is in the heap."""
+    deadline: float = NEVER
+    """As the host last said."""
     stalled_until: float = 0.0
     partition: int = 0
     ticks_at_once: int = 0
@@ -223,9 +225,9 @@ class SimulatedNetwork:
     def _set_timer(self, peer: PeerId) -> None:
         """Timers are only ever moved forward here; one that fires too early sets the next."""
         seat = self._seats[peer]
-        deadline = seat.host.next_deadline()
-        if deadline < seat.timer:
-            self._tick_at(max(deadline, self.now), peer, seat)
+        seat.deadline = seat.host.next_deadline()
+        if seat.deadline < seat.timer:
+            self._tick_at(max(seat.deadline, self.now), peer, seat)
 
     def _tick_at(self, when: float, peer: PeerId, seat: _Seat) -> None:
         seat.timer = when
@@ -239,8 +241,9 @@ class SimulatedNetwork:
             self._tick_at(seat.stalled_until + self._rng.choice((0.0, 0.002)), peer, seat)
             return
         seat.timer = NEVER
-        if seat.host.next_deadline() > self.now:
-            self._set_timer(peer)
+        if seat.deadline > self.now:  # nothing has happened to it since it said so
+            if seat.deadline < NEVER:
+                self._tick_at(seat.deadline, peer, seat)
             return
         seat.ticks_at_once = seat.ticks_at_once + 1 if seat.last_tick == self.now else 0
         seat.last_tick = self.now
