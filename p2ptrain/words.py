@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 FASTEST_MBIT_S = 100_000.0
 """What comes out faster than the fastest network card did not take long enough to be measured."""
@@ -79,6 +80,14 @@ def listed(names: Sequence[str], limit: int = 8) -> str:
     """``cat, dog, ... (12)``: class names for one line."""
     shown = ", ".join(clean(name, 24) for name in names[:limit])
     return f"{shown}, ... ({len(names)})" if len(names) > limit else shown
+
+
+def told_apart(names: Mapping[str, str]) -> dict[str, str]:
+    """What people call peers, by their ids: their names; with the beginning of its id where several have one name."""
+    known = Counter(names.values())
+    return {
+        peer: (name if known[name] == 1 else f"{name} {peer[:6]}") if name else peer for peer, name in names.items()
+    }
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:

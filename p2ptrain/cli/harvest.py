@@ -5,6 +5,7 @@ Invariant: the file is written whole or not at all, and an incomplete model only
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import click
 
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
+    UserPath,
     allow_option,
     check_output,
     group_options,
@@ -21,7 +23,6 @@ from p2ptrain.cli.shared.options import (
     progress,
     read_group,
     read_network,
-    run_async,
     wait_option,
 )
 
@@ -43,7 +44,7 @@ Examples:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=Path("global.safetensors"),
     metavar="FILE",
     help="Where the model goes. [default: global.safetensors]",
@@ -52,7 +53,7 @@ Examples:
 @click.option(
     "--from",
     "state_dirs",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(file_okay=False),
     multiple=True,
     metavar="DIR",
     help="Take it from this state directory of a peer; may be given again. [default: from the group; if it does not "
@@ -74,7 +75,7 @@ Examples:
 @click.option(
     "--card",
     "card_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE",
     help="Write a model card, too: what the model is and who trained what, as Markdown. [default: none]",
 )
@@ -136,7 +137,7 @@ def command(
             without=without,
             best=best,
         )
-    result = run_async(collecting)
+    result = asyncio.run(collecting)
     api.save_harvest(output, result, force=force)
     plain = {"file": str(output), "source": result.source, **report.to_plain(result)}
     if not as_json:

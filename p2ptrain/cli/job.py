@@ -32,6 +32,7 @@ from p2ptrain.cli.shared.options import (
     F,
     Names,
     Share,
+    UserPath,
     check_output,
     json_option,
     print_json,
@@ -94,7 +95,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 )
 @click.option(
     "--model-template",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="FILE",
     is_eager=True,
     expose_value=False,
@@ -200,7 +201,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 )
 @click.option(
     "--init",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="FILE",
     help="Weights to start from, .safetensors or .pth; what fits the model is taken. Scores in it decide who gets "
     "which channels. [default: random weights]",
@@ -209,7 +210,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=Path("job.toml"),
     metavar="FILE",
     help="The job file. [default: job.toml]",
@@ -232,8 +233,7 @@ def new(
     source = open_source(data)
     augment = bool(settings.pop("data__augment"))
     contract = propose_contract(source, _shape(input_shape), augment=augment, say=_note)
-    if classes:
-        contract = with_classes(contract, classes)
+    contract = with_classes(contract, classes) if classes else contract
     job = dataclasses.replace(Job(), data=contract)
     job, weights = named_model(settings.pop("model__name") or DEFAULT_MODELS[source.kind], job)
     if weights is not None and init is None:
@@ -306,7 +306,7 @@ command.add_command(continue_command(commented))
 
 
 @command.command(epilog="\b\nExample:\n  p2ptrain job check job.toml")
-@click.argument("job_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("job_file", type=UserPath(), metavar="FILE")
 @click.option("--data", metavar="SPEC", help=f"Check also that this fits the job. {DATA_HELP} [default: no data]")
 @click.option("--full", is_flag=True, help="With --data: read every file whole. [default: the headers of all]")
 @strict_option

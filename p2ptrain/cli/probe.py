@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from p2ptrain.cli.shared.chain import chain_of, shape_options
-from p2ptrain.cli.shared.options import check_output, progress, write_text
+from p2ptrain.cli.shared.options import UserPath, check_output, progress, write_text
 from p2ptrain.errors import UserError
 from p2ptrain.runtime.preflight import device_name
 
@@ -33,9 +33,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the profile. [default: print it]"
-)
+@click.option("-o", "--output", type=UserPath(), metavar="FILE", help="Write the profile. [default: print it]")
 @click.option("--name", default="", metavar="TEXT", help="What to call the device. [default: its host name]")
 @click.option("--kind", type=click.Choice(KINDS), help="What sort of device it is. [default: a guess]")
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")

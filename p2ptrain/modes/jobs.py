@@ -15,8 +15,10 @@ from typing import Any
 
 from p2ptrain import config
 from p2ptrain.config import MAX_JOB_BYTES, Job, ModeTable, is_sha256
-from p2ptrain.errors import JobError
+from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.modes.registry import MODES
+from p2ptrain.protocol.session.abuse import JOB_UNREAD
+from p2ptrain.words import clean
 
 
 def mode_tables() -> dict[str, type[ModeTable]]:
@@ -72,6 +74,24 @@ def job_from_json(text: str, where: str = "job from the group") -> Job:
     if not isinstance(raw, dict):
         raise JobError(f"{where}: not a table")
     return job_from_mapping(raw, where)
+
+
+def job_told(data: bytes) -> Job:
+    """What a peer tells as its job. Raises ``RemoteError``, with the reason ``JOB_UNREAD`` for what may be one."""
+    text = data.decode("utf-8", errors="replace")
+    try:
+        return job_from_json(text)
+    except (JobError, RecursionError) as error:
+        why = str(error).removeprefix("job from the group: ").partition(";")[0]
+        raise RemoteError(JOB_UNREAD if _has_tables(text) else "job", clean(why, 120)) from None
+
+
+def _has_tables(text: str) -> bool:
+    try:
+        plain = json.loads(text) if len(text) <= MAX_JOB_BYTES else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(plain, dict) and {"data", "mode", "model", "training"} <= plain.keys()
 
 
 def job_from_mapping(raw: Mapping[str, Any], where: str) -> Job:

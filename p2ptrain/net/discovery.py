@@ -13,7 +13,6 @@ A discovery: made --start--> asking --> running, or failed: why --ask again, or 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import ipaddress
 import logging
@@ -28,11 +27,10 @@ from types import MappingProxyType
 from zeroconf import Error, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag
 from p2ptrain.net.guard.shown import Allowance, near
 from p2ptrain.net.interfaces import all_addresses
-from p2ptrain.wire.addresses import canonical_address, make_address, split_address, without_zone
+from p2ptrain.wire.addresses import canonical_address, make_address, split_address
 from p2ptrain.wire.messages import WIRE_VERSION
 
 SERVICE = "_p2ptrain._tcp.local."
@@ -320,32 +318,3 @@ def _why(error: BaseException) -> str:
 def text_of(raw: bytes | None) -> str:
     """Printable text of a TXT value, which may be anything."""
     return "".join(char if char.isprintable() else "?" for char in (raw or b"").decode("utf-8", "replace"))
-
-
-def parse_endpoint(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``tcp://HOST:PORT``. Raises ``UserError``."""
-    host, _, port = text.removeprefix("tcp://").rpartition(":")
-    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise UserError(f"--peer {text}: expected HOST:PORT, for example --peer 192.168.1.20:5710")
-    return host.strip("[]"), int(port)
-
-
-async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of ``--peer HOST:PORT``, with zones; none if the name is unknown for now."""
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return []
-    made = (make_address(_zoned(sockaddr), port) for *_, sockaddr in found if isinstance(sockaddr[0], str))
-    return [address for address in dict.fromkeys(made) if split_address(address) and without_zone(address)]
-
-
-def _zoned(sockaddr: Sequence[object]) -> str:
-    """The host of a socket's address, a link-local one with the interface that the system named beside it."""
-    host = str(sockaddr[0])
-    scope = sockaddr[3] if len(sockaddr) > 3 else 0
-    if "%" not in host and isinstance(scope, int) and scope and ipaddress.ip_address(host).is_link_local:
-        with contextlib.suppress(OSError):
-            return f"{host}%{socket.if_indextoname(scope)}"
-    return host

@@ -7,6 +7,7 @@ loopback address. An IPv6 link-local address has its interface's name in it (``f
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import re
@@ -22,6 +23,8 @@ from p2ptrain.errors import UserError
 Kind = Literal["lan", "link-local", "overlay", "bridge", "loopback"]
 """``overlay``: a VPN. ``bridge``: containers and virtual machines of this host: many hosts have the same there."""
 
+ANY = "*"
+"""Every address of this device, and those that it will have."""
 _PREFERENCE: tuple[Kind, ...] = ("lan", "link-local", "overlay", "bridge", "loopback")
 _OVERLAYS = ("tailscale", "wg", "tun", "tap", "zt", "utun", "ppp", "nebula")
 _BRIDGES = ("docker", "veth", "virbr", "podman", "cni", "lxc", "lxd", "vmnet", "vboxnet", "flannel", "cali")
@@ -42,16 +45,33 @@ class InterfaceAddress:
         return ":" in self.address
 
 
-def try_to_bind(address: str, port: int) -> str:
-    """Whether a program could listen there: why not, or ""."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            if os.name == "posix":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4])  # with its zone
-    except OSError as error:
-        return error.strerror or str(error)
+def listening_hosts(only: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a node listens on: ``ANY`` or, if the user chose interfaces, their addresses. Raises ``UserError``."""
+    return tuple(each.address for each in usable_addresses(only)) if only else (ANY,)
+
+
+def place(host: str) -> str:
+    """Where it listens, for people."""
+    return "this device" if host == ANY else host
+
+
+def try_to_bind(host: str, port: int) -> str:
+    """Whether a node could listen there: why not, or ""."""
+    tried = [host] if host != ANY else ["::", "0.0.0.0"]
+    for address in tried:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                if os.name == "posix":
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if address == "::":
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                probe.bind(socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4])  # with its zone
+        except OSError as error:
+            if address != tried[-1] and error.errno == errno.EAFNOSUPPORT:  # a system without IPv6
+                continue
+            return error.strerror or str(error)
+        return ""
     return ""
 
 

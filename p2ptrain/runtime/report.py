@@ -174,7 +174,7 @@ def _validation(looks: Sequence[Look]) -> dict[str, Any]:
         "validation": {
             "samples": sum(look.samples for look in looks),
             "accuracy": mean_of(looks),
-            "peers": [dataclasses.asdict(look) for look in looks],
+            "peers": [{"name": each.name, "samples": each.samples, "accuracy": each.accuracy} for each in looks],
         }
     }
 

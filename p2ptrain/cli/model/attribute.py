@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.shared.options import DATA_HELP, allow_option, check_output, load_allowed, progress
+from p2ptrain.cli.shared.options import DATA_HELP, UserPath, allow_option, check_output, load_allowed, progress
 from p2ptrain.errors import UserError
 
 EXAMPLES = """\b
@@ -21,7 +21,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("model_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("model_file", type=UserPath(), metavar="FILE")
 @click.option("--data", required=True, metavar="SPEC", help=f"{DATA_HELP} Samples of all classes.")
 @click.option(
     "--samples",
@@ -34,7 +34,7 @@ Examples:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=Path("init.safetensors"),
     metavar="FILE",
     help="Where checkpoint and scores go. [default: init.safetensors]",

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.shared.options import MoreNames, check_output, classes_option, progress, write_text
+from p2ptrain.cli.shared.options import (
+    MoreNames,
+    UserPath,
+    check_output,
+    classes_option,
+    progress,
+    state_option,
+    write_text,
+)
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.model_config import is_own_code
@@ -37,7 +45,7 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
     """``commented``: a job as the text of its file."""
 
     @click.command("continue", epilog=EXAMPLES)
-    @click.argument("job_file", type=click.Path(path_type=Path), metavar="FILE")
+    @click.argument("job_file", type=UserPath(), metavar="FILE")
     @click.option(
         "--rounds",
         type=click.IntRange(1),
@@ -52,22 +60,15 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
     @click.option(
         "--model",
         "model_file",
-        type=click.Path(path_type=Path),
+        type=UserPath(),
         metavar="FILE",
         help="A harvested model to go on from. [default: the one that this device wrote when the group was done]",
     )
-    @click.option(
-        "--state",
-        "state_dir",
-        type=click.Path(path_type=Path, file_okay=False),
-        envvar="P2PTRAIN_STATE",
-        metavar="DIR",
-        help="Where this device keeps its jobs. [default: $P2PTRAIN_STATE, else ~/.local/state/p2ptrain]",
-    )
+    @state_option
     @click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=UserPath(),
         default=Path("more.toml"),
         metavar="FILE",
         help="The new job file. [default: more.toml]",
@@ -145,7 +146,7 @@ def _kept_model(job: Job, job_file: Path, state_dir: Path | None) -> Path:
     from p2ptrain.api import default_state_dir
     from p2ptrain.runtime.store.kept import all_jobs, why_unread
 
-    state = (state_dir or default_state_dir()).expanduser()
+    state = state_dir or default_state_dir()
     differ = [(differing(kept.job, job), kept) for kept in all_jobs(state)]
     like = [kept for keys, kept in differ if keys <= {"training.rounds"}]
     like += [kept for keys, kept in differ if keys - {"training.rounds"} == {"data.classes"}]

@@ -104,6 +104,21 @@ def test_what_cannot_train_is_said() -> None:
     assert choice.convert("cuda", None, None) == "cuda"
 
 
+def test_streams_that_whoever_started_it_has_closed() -> None:
+    """As by some daemons: what is opened next must not get the number of the standard output."""
+    program = (
+        "import os, sys\n"
+        "os.closerange(0, 3)\n"
+        "sys.stdin = sys.stdout = sys.stderr = None\n"  # as Python has it then
+        "from p2ptrain.cli.main import open_streams\n"
+        "open_streams()\n"
+        "print('nobody reads this'), sys.stderr.write(sys.stdin.readline())\n"
+        "os._exit(os.open('/dev/null', os.O_RDONLY))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, check=False)
+    assert 3 <= ended.returncode < 16 and not ended.stdout + ended.stderr
+
+
 def test_numbers_of_things() -> None:
     assert [counted(n, "CPU thread") for n in (1, 2, 1024)] == ["1 CPU thread", "2 CPU threads", "1,024 CPU threads"]
 
