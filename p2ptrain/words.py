@@ -6,6 +6,7 @@ Invariant: no control character of anybody's text reaches the terminal, and ever
 from __future__ import annotations
 
 import math
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,11 @@ def clean(text: str, width: int = 200) -> str:
 def as_text(text: str) -> str:
     """What the command line gave, in letters that can be sent: bytes that are no UTF-8 become question marks."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\ufffd", "?")
+
+
+def word(thing: object) -> str:
+    """A path or a name in a command that a person may copy: one word to a shell, whatever is in it."""
+    return shlex.quote(str(thing))
 
 
 def counted(number: int, thing: str) -> str:

@@ -25,6 +25,7 @@ from p2ptrain.cli.shared.options import (
     read_network,
     wait_option,
 )
+from p2ptrain.words import word
 
 EXAMPLES = """\b
 Examples:
@@ -152,7 +153,9 @@ def command(
         if not as_json:
             click.echo(evaluation.to_text(card.data.classes))
     elif not as_json:
-        click.echo(f"next: p2ptrain evaluate {output} --data SPEC, or p2ptrain export {output} --format onnx -o FILE")
+        click.echo(
+            f"next: p2ptrain evaluate {word(output)} --data SPEC, or p2ptrain export {word(output)} --format onnx -o FILE"
+        )
     if card_file is not None:
         write_card(card_file, output, tested)
         plain["card"] = str(card_file)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -46,7 +45,7 @@ from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.model_config import is_own_code
 from p2ptrain.modes.tables import NAMES, TABLES
-from p2ptrain.words import clean
+from p2ptrain.words import clean, word
 
 AUTO_PASSES = 0.0
 """As many as equal work allows, fewer where validation samples say so: how many are best hangs on the model."""
@@ -285,7 +284,7 @@ def new(
     for line in (*filter(None, [became]), *notes_on_model(job), *mode.words.choice_lines(job)):
         tell(line)
     allow = "".join(f" {flag}" for flag in flags_for(job))
-    given_as = f"{shlex.quote(str(output))} --data {shlex.quote(data)}{allow}"
+    given_as = f"{word(output)} --data {word(data)}{allow}"
     tell(f"next: p2ptrain job check {given_as}; then p2ptrain peer --job {given_as}")
 
 

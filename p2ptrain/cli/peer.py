@@ -211,7 +211,7 @@ def command(
     peer_session.check_ports(network)
     options = PeerOptions(
         data=data,
-        name=as_text(name or ""),
+        name=as_text(name or "").strip(),
         job=job,
         init=init_path(job_file) if job_file else None,
         shard=shard,

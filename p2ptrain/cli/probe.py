@@ -16,6 +16,7 @@ from p2ptrain.cli.shared.chain import chain_of, shape_options
 from p2ptrain.cli.shared.options import UserPath, check_output, progress, write_text
 from p2ptrain.errors import UserError
 from p2ptrain.runtime.preflight import device_name
+from p2ptrain.words import word
 
 if TYPE_CHECKING:
     from p2ptrain.learning.blocks.chain import Chain
@@ -81,7 +82,7 @@ def command(
         click.echo(profile.to_toml(), nl=False)
     else:
         write_text(output, profile.to_toml())
-        click.echo(f"{output} written; use it with: p2ptrain peer --profile {output} ...")
+        click.echo(f"{output} written; use it with: p2ptrain peer --profile {word(output)} ...")
 
 
 def _add_times(path: Path, model: str, chain: Chain, batch_size: int) -> None:
@@ -102,7 +103,9 @@ def _add_times(path: Path, model: str, chain: Chain, batch_size: int) -> None:
             f"{path}: its older times of {model} are in another form; remove that table, then measure again"
         )
     write_text(path, new)
-    click.echo(f"times of {model}'s blocks added to {path}; use them with: p2ptrain plan --model {model} {path} ...")
+    click.echo(
+        f"times of {model}'s blocks added to {path}; use them with: p2ptrain plan --model {word(model)} {word(path)} ..."
+    )
 
 
 def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,9 @@ def load_job(path: Path | str) -> Job:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file; `p2ptrain job new` writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise JobError(f"{path}: not a readable TOML job file: it is not saved as UTF-8; save it so, or anew") from None
+    except OSError as error:
         raise JobError(f"{path}: not a readable TOML job file ({error})") from None
     return job_from_text(text, path)
 
@@ -46,7 +49,7 @@ def job_from_text(text: str, path: Path) -> Job:
         raise JobError(f"{path}: not a readable TOML job file ({error})") from None
     job = job_from_mapping(raw, where=str(path))
     if job.model.init and not is_sha256(job.model.init):
-        checkpoint = (path.parent / job.model.init).resolve()
+        checkpoint = _checkpoint(path, job.model.init)
         if not checkpoint.is_file():
             raise JobError(f"{path}: model.init: no such file: {checkpoint}")
         with checkpoint.open("rb") as file:
@@ -60,7 +63,11 @@ def init_path(path: Path | str) -> Path | None:
     """The checkpoint that a job file names, if it names one by its path."""
     path = Path(path)
     init = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("model", {}).get("init", "")
-    return (path.parent / init).resolve() if init and not is_sha256(init) else None
+    return _checkpoint(path, init) if init and not is_sha256(init) else None
+
+
+def _checkpoint(job_file: Path, init: str) -> Path:
+    return (job_file.parent / os.path.expanduser(init)).resolve()
 
 
 def job_from_json(text: str, where: str = "job from the group") -> Job:

@@ -12,6 +12,7 @@ import click
 
 from p2ptrain.cli.shared.options import DATA_HELP, UserPath, allow_option, check_output, load_allowed, progress
 from p2ptrain.errors import UserError
+from p2ptrain.words import word
 
 EXAMPLES = """\b
 Examples:
@@ -75,4 +76,4 @@ def command(model_file: Path, data: str, num_samples: int, output: Path, allow_m
     tensors = dict(model.state_dict()) | {f"{ATTRIBUTION}{layer}": score for layer, score in scores.items()}
     save_model(output, tensors, job, {**card.extra, "job_id": card.job_id, "lineage": list(map(dict, card.lineage))})
     click.echo(f"{output}: checkpoint and scores of {len(layers)} layers, from {len(samples)} samples")
-    click.echo(f"next: p2ptrain job new --data SPEC --model {card.model} --init {output} -o job.toml")
+    click.echo(f"next: p2ptrain job new --data SPEC --model {word(card.model)} --init {word(output)} -o job.toml")

@@ -27,7 +27,7 @@ from p2ptrain.cli.shared.options import (
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.model_config import is_own_code
-from p2ptrain.words import folded, listed, match_class
+from p2ptrain.words import folded, listed, match_class, word
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.store.kept import KeptJob
@@ -121,7 +121,7 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
         if taken:
             click.echo(f"its model: {taken}")
         click.echo(
-            f"next: p2ptrain peer --job {output} --data SPEC on this device; the others start again with their own "
+            f"next: p2ptrain peer --job {word(output)} --data SPEC on this device; the others start again with their own "
             "commands, without --job"
         )
 
@@ -262,7 +262,7 @@ def new_job_hint(job: Job, job_file: Path, kept: KeptJob | None) -> str:
     )
     grows = kept.model is not None and set(kept.job.data.classes) < set(job.data.classes)
     if grows and set(keys) <= {"training.rounds", "data.classes"}:
-        return f"{start}. To go on from that one's model: p2ptrain job continue {job_file} -o more.toml"
+        return f"{start}. To go on from that one's model: p2ptrain job continue {word(job_file)} -o more.toml"
     if keys != ["training.rounds"]:
         return f"{start}. To go on with that one, start without --job"
     if kept.model is None:
@@ -270,5 +270,5 @@ def new_job_hint(job: Job, job_file: Path, kept: KeptJob | None) -> str:
     more = f" --rounds {new - old}" if new > old else ""
     return (
         f"{start} alone ({old} before, {new} now). To go on from that one's model: p2ptrain job continue "
-        f"{job_file}{more} -o more.toml"
+        f"{word(job_file)}{more} -o more.toml"
     )
