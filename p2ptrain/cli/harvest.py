@@ -153,9 +153,8 @@ def command(
         if not as_json:
             click.echo(evaluation.to_text(card.data.classes))
     elif not as_json:
-        click.echo(
-            f"next: p2ptrain evaluate {word(output)} --data SPEC, or p2ptrain export {word(output)} --format onnx -o FILE"
-        )
+        file = word(output)
+        click.echo(f"next: p2ptrain evaluate {file} --data SPEC, or p2ptrain export {file} --format onnx -o FILE")
     if card_file is not None:
         write_card(card_file, output, tested)
         plain["card"] = str(card_file)

@@ -104,7 +104,8 @@ def _add_times(path: Path, model: str, chain: Chain, batch_size: int) -> None:
         )
     write_text(path, new)
     click.echo(
-        f"times of {model}'s blocks added to {path}; use them with: p2ptrain plan --model {word(model)} {word(path)} ..."
+        f"times of {model}'s blocks added to {path}; use them with: p2ptrain plan --model {word(model)} {word(path)} "
+        "..."
     )
 
 

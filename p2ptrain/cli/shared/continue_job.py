@@ -121,8 +121,8 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
         if taken:
             click.echo(f"its model: {taken}")
         click.echo(
-            f"next: p2ptrain peer --job {word(output)} --data SPEC on this device; the others start again with their own "
-            "commands, without --job"
+            f"next: p2ptrain peer --job {word(output)} --data SPEC on this device; the others start again with their "
+            "own commands, without --job"
         )
 
     return command
