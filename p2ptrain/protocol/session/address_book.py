@@ -62,6 +62,8 @@ class Target:
     attempts: int = 0
     key: bytes = b""
     last_key: bytes = b""
+    is_shut: bool = False
+    """A member answers there, and does not let this device in so far."""
 
     @property
     def kept(self) -> bool:
@@ -76,7 +78,7 @@ class Target:
 
     def open(self, key: bytes) -> None:
         self.key = self.last_key = key
-        self.due = NEVER
+        self.due, self.is_shut = NEVER, False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Unanswered:
     address: str
     source: Source
     attempts: int
+    is_shut: bool = False
 
 
 class AddressBook:

@@ -134,8 +134,8 @@ class Sessions:
         return self._table[key].address if key else None
 
     def unanswered(self) -> list[Unanswered]:
-        """Addresses being dialled without an answer so far."""
-        return [Unanswered(each.address, each.source, each.attempts) for each in self._book.unanswered()]
+        """Addresses being dialled that lead nowhere so far."""
+        return [Unanswered(t.address, t.source, t.attempts, t.is_shut) for t in self._book.unanswered()]
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -248,6 +248,7 @@ class Sessions:
             raise RemoteError("proof", f"{target.address} does not hold the code of this group")
         proof = self._handshake.proof(key, welcome)
         if not self._opens(key, welcome, now):
+            target.is_shut = True
             return [SendFrames(target.address, "control", proof), Knocked(key, welcome.name, target.address)]
         end = End(welcome.nonce, self._own.dialable(welcome.addresses), welcome.bulk_port, welcome.software)
         session, effects, admitted = self._admit(key, end, target.address, now)
@@ -308,9 +309,11 @@ class Sessions:
         return note
 
     def _refused(self, key: bytes, refused: Refused, now: float) -> list[Effect]:
-        if key == self.own_key or not self._offences.may_note("refused-us", peer_id(key), now):
-            return []
-        return [refusals.refused_us(peer_id(key), refused)]
+        if key != self.own_key:
+            self.refused["version"] += 1
+            if self._offences.may_note("refused-us", peer_id(key), now):
+                return [refusals.refused_us(peer_id(key), refused)]
+        return []
 
     def _met_ourselves(self, hello: Hello, now: float) -> list[Effect]:
         """An address that leads back to this node; or a copy of our key file runs somewhere."""

@@ -165,7 +165,7 @@ def _clock_of(name: str, version_ms: int) -> list[Finding]:
     ahead_s = version_ms / 1000 - time.time()
     if ahead_s < CLOCK_TOLERANCE_S:
         return []
-    text = f"the clock of {name} is, or was when it joined, at least {ahead_s:.0f} s ahead of this device's"
+    text = f"the clock of {name} is, or once was, at least {ahead_s:.0f} s ahead of this device's"
     return [problem("clock", text, "set both clocks, for example with NTP; journals of the two don't fit else")]
 
 

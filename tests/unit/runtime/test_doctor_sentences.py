@@ -293,7 +293,7 @@ ROWS: list[tuple[str, Situation, Situation]] = [
     (r"desk \(a{16}\) answers at 10.9.9.9:5$", around(met=True), around()),
     (r"answers at this device's own 127.0.0.1:5", about_one("passes", 0.0, where="tcp://127.0.0.1:5"),
      about_one("passes", 0.0)),
-    (r"clock of desk is, or was when it joined, at least \d+ s ahead of this device's -> set both clocks",
+    (r"clock of desk is, or once was, at least \d+ s ahead of this device's -> set both clocks",
      clock_ahead(600), clock_ahead(-5)),
     (r"small packets pass, but on the way to desk \(10.9.9.9:5\) large ones \(8 kB\) get lost -> make the MTU of both",
      about_one("lost", 6.0, record=DESK), about_one("unknown", 6.0, record=DESK)),
