@@ -27,8 +27,8 @@ def test_who_answers_is_not_said_to_be_silent() -> None:
     )
     words = finding_words([Unanswered("tcp://10.0.0.2:5710", "given", 3)], {}, other_version=True)
     assert words == (
-        "a peer of another version of p2ptrain was met: install the same on all; 10.0.0.2:5710, given by --peer, led to "
-        "nobody of this version so far (3 tries)"
+        "a peer of another version of p2ptrain was met: install the same on all; 10.0.0.2:5710, given by --peer, "
+        "led to nobody of this version so far (3 tries)"
     )
 
 
