@@ -12,7 +12,9 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Sequence
+import struct
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,15 +23,17 @@ import ifaddr
 from p2ptrain.errors import UserError
 
 Kind = Literal["lan", "link-local", "overlay", "bridge", "loopback"]
-"""``overlay``: a VPN. ``bridge``: containers and virtual machines of this host: many hosts have the same there."""
+"""``overlay``: a VPN or the like. ``bridge``: containers and virtual machines of this host; many have the same there."""
 
 ANY = "*"
 """Every address of this device, and those that it will have."""
 _PREFERENCE: tuple[Kind, ...] = ("lan", "link-local", "overlay", "bridge", "loopback")
 _OVERLAYS = ("tailscale", "wg", "tun", "tap", "zt", "utun", "ppp", "nebula")
-_BRIDGES = ("docker", "veth", "virbr", "podman", "cni", "lxc", "lxd", "vmnet", "vboxnet", "flannel", "cali")
+_BRIDGES = ("docker", "veth", "virbr", "podman", "cni", "lxc", "lxd", "incus", "vmnet", "vboxnet", "flannel", "cali")
 _DOCKER_BRIDGE = re.compile(r"br-[0-9a-f]{12}")
 """A network that someone made with docker; a router's `br-lan` is the LAN itself."""
+_SIOCGIFFLAGS, _LOOPBACK, _POINT_TO_POINT, _MULTICAST = 0x8913, 0x8, 0x10, 0x1000
+"""As of Linux's netdevice(7)."""
 _TAILSCALE = ipaddress.ip_network("100.64.0.0/10")
 
 
@@ -82,6 +86,7 @@ def all_addresses() -> list[InterfaceAddress]:
     except OSError:  # containers and Android may forbid the question
         return _guessed_addresses()
     found = []
+    tunnels = _tunnels([adapter.nice_name for adapter in adapters])
     for adapter in adapters:
         for ip in adapter.ips:
             address = ip.ip if isinstance(ip.ip, str) else ip.ip[0].partition("%")[0]
@@ -89,6 +94,7 @@ def all_addresses() -> list[InterfaceAddress]:
             if parsed.is_multicast or parsed.is_unspecified:
                 continue
             kind = kind_of(adapter.nice_name, address)
+            kind = "overlay" if kind in ("lan", "link-local") and adapter.nice_name in tunnels else kind
             if parsed.version == 6 and parsed.is_link_local:
                 if kind != "link-local":
                     continue
@@ -106,6 +112,23 @@ def _guessed_addresses() -> list[InterfaceAddress]:
             address = probe.getsockname()[0]
             found.append(InterfaceAddress("?", address, 0, kind_of("?", address)))
     return [*(each for each in found if each.kind != "loopback"), InterfaceAddress("lo", "127.0.0.1", 8, "loopback")]
+
+
+def _tunnels(interfaces: Iterable[str]) -> set[str]:
+    """Those that lead to one other device only, or pass no multicast, whatever somebody has called them."""
+    if sys.platform != "linux":
+        return set()
+    import fcntl
+
+    found = set()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for name in interfaces:
+            with contextlib.suppress(OSError):  # it has just gone
+                answer = fcntl.ioctl(asked, _SIOCGIFFLAGS, struct.pack("40s", name.encode()))
+                (flags,) = struct.unpack_from("H", answer, 16)
+                if flags & _POINT_TO_POINT or not flags & (_MULTICAST | _LOOPBACK):
+                    found.add(name)
+    return found
 
 
 def kind_of(interface: str, address: str) -> Kind:

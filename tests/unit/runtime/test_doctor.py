@@ -60,7 +60,7 @@ def test_a_clock_that_was_never_set_and_one_that_is_ahead() -> None:
 def test_interfaces_say_what_is_advertised_and_why_not_the_rest() -> None:
     told = texts(device.check_interfaces([LAN, OVERLAY, BRIDGE, LOOPBACK], [LAN, OVERLAY, BRIDGE]), "fine")
     assert "advertised: eth0 192.168.1.5" in told
-    assert "a VPN: most don't pass multicast" in told and "others mostly can't reach" in told
+    assert "a VPN or the like: most don't pass multicast" in told and "others mostly can't reach" in told
     assert "not advertised (loopback is left out" in told
     assert "--network host" in texts(device.check_interfaces([BRIDGE, LOOPBACK], [BRIDGE]), "hint")
 

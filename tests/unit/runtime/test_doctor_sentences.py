@@ -200,7 +200,7 @@ ROWS: list[tuple[str, Situation, Situation]] = [
     ),
     (r"^advertised: eth0 192.168.1.5", interfaces(LAN), interfaces(LAN, OVERLAY, chosen=[OVERLAY])),
     (r"link-local: works only with devices on the same cable", interfaces(LINK), interfaces(LAN)),
-    (r"a VPN: most don't pass multicast; .*--peer", interfaces(OVERLAY), interfaces(LAN)),
+    (r"a VPN or the like: most don't pass multicast; .*--peer", interfaces(OVERLAY), interfaces(LAN)),
     (r"by its name of containers or virtual machines", interfaces(BRIDGE), interfaces(LAN)),
     (r"lo 127.0.0.1 \(reaches only this device\)", interfaces(LOOPBACK), interfaces(LAN)),
     (r"loopback is left out where there is anything else", interfaces(LAN, LOOPBACK, chosen=[LAN]), interfaces(LOOPBACK)),
