@@ -51,7 +51,7 @@ MAX_ADDRESSES_OF_ONE = 16
 OnProposed = Callable[[str], None]
 """Called in the loop with a ``tcp://IP:port`` of the same group."""
 OnStatus = Callable[[str], None]
-"""Called in the loop whenever ``status`` becomes that it runs, or that it failed."""
+"""Called in the loop whenever ``status`` becomes that it runs, or that it failed, or ``lacking`` another."""
 
 logging.getLogger("zeroconf").addHandler(logging.NullHandler())  # what fails is said in ``status``
 
@@ -75,6 +75,8 @@ class Discovery:
     ) -> None:
         self.status = "not started"
         """For people: what it does, or why it does not."""
+        self.lacking = ""
+        """Where it does nothing though it runs, as a trouble; "" = nowhere."""
         self.others: OrderedDict[str, list[str]] = OrderedDict()
         """Groups seen that are not ours (or of another wire version), with their addresses."""
         self._tag = tag
@@ -146,32 +148,34 @@ class Discovery:
         while True:
             self._again.clear()
             try:
-                self._says(f"running on {', '.join(await self._ask())}")
+                working, lacking = await self._ask()
+                self._says(f"running on {', '.join(working)}", lacking)
             except _FAILURES as error:
                 on = ", ".join(self._interfaces) or "no interface"
                 self._says(f"failed on {on}: {_why(error)}; use --peer HOST:PORT instead")
             await self._again.wait()
             await self._shut()
 
-    def _says(self, status: str) -> None:
-        if status != self.status:
-            self.status = status
+    def _says(self, status: str, lacking: str = "") -> None:
+        if (status, lacking) != (self.status, self.lacking):
+            self.status, self.lacking = status, lacking
             self._on_status(status)
 
-    async def _ask(self) -> list[str]:
-        """Open sockets, look for others, and announce: the addresses on which that works."""
+    async def _ask(self) -> tuple[list[str], str]:
+        """Open sockets, look for others, and announce: the addresses on which that works, and what is ``lacking``."""
         self._num_heard = 0
         self._zeroconf = await self._opened()
         on = {str(each.sock_name[0]).partition("%")[0] for each in self._zeroconf.zeroconf.engine.senders}
         working = [each for each in self._interfaces if each.partition("%")[0] in on]
         if not working:
             raise OSError("no address can send there")
+        left = [each for each in self._interfaces if ":" not in each and each not in on]  # of IPv6 one speaks for all
         self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._changed])
         if self._announce:
             # Its name is random, so that nobody needs to be asked whether it is taken.
             registered = self._zeroconf.async_register_service(self._own_service(), cooperating_responders=True)
             await (await registered)
-        return working
+        return working, f"can't be used on {', '.join(left)} for now" if left else ""
 
     async def _opened(self) -> AsyncZeroconf:
         v4 = [each for each in self._interfaces if ":" not in each]

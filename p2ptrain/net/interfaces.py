@@ -23,7 +23,7 @@ import ifaddr
 from p2ptrain.errors import UserError
 
 Kind = Literal["lan", "link-local", "overlay", "bridge", "loopback"]
-"""``overlay``: a VPN or the like. ``bridge``: containers and virtual machines of this host; many have the same there."""
+"""``overlay``: a VPN or the like. ``bridge``: containers and virtual machines of this host; others have the same."""
 
 ANY = "*"
 """Every address of this device, and those that it will have."""

@@ -56,8 +56,8 @@ def check_interfaces(addresses: Sequence[InterfaceAddress], chosen: Sequence[Int
     remarks = {
         "lan": "",
         "link-local": " (link-local: works only with devices on the same cable or Wi-Fi that have such an address too)",
-        "overlay": " (a VPN or the like: most don't pass multicast; if peers there are not found, name them with --peer "
-        "HOST:PORT)",
+        "overlay": " (a VPN or the like: most don't pass multicast; if peers there are not found, name them with "
+        "--peer HOST:PORT)",
         "bridge": " (by its name of containers or virtual machines on this device, which others mostly can't reach)",
         "loopback": " (reaches only this device)",
     }

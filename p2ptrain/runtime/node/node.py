@@ -303,8 +303,8 @@ class Node:
 
     def _discovery_says(self, status: str) -> None:
         """mDNS works, or does not any more."""
-        failed = status.startswith("failed")
-        self.tell_trouble("mDNS", status if failed else "")
+        failed, discovery = status.startswith("failed"), self.discovery
+        self.tell_trouble("mDNS", status if failed else discovery.lacking if discovery is not None else "")
         if not failed:
             self.note(Note("discovery", (("status", status),)))
 
