@@ -71,6 +71,11 @@ def prepare_state(state: Path, *, fresh: bool) -> None:
             aside.mkdir(mode=0o700)
             for job in jobs:
                 (state / job).rename(aside / job)
+    except OSError as error:  # of another user, as after a start with sudo
+        raise UserError(
+            f"--fresh: {error.filename or state} can't be set aside ({error.strerror or error}): check whose it is, "
+            "or choose another --state"
+        ) from None
     finally:
         directory.close()
 

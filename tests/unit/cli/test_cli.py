@@ -17,6 +17,7 @@ from command_line import run, typed
 from p2ptrain.api import default_state_dir
 from p2ptrain.cli.main import COMMANDS, cli
 from p2ptrain.cli.shared.options import Duration, Names
+from p2ptrain.errors import UserError
 from p2ptrain.modes.jobs import load_job, mode_tables
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.net.group.kept import load_group
@@ -435,6 +436,18 @@ def test_the_check_before_the_start_tells_what_is_for_validation(
     profile = str(Path(__file__).parents[3] / "peers" / "raspberry-pi-4.toml")
     _measured(PeerOptions(npz(tmp_path), "laptop"), job, profile, "cpu", tmp_path, silent=False)
     assert "37 samples of 2 classes (cat, dog), and 3 for validation" in capsys.readouterr().out
+
+
+def test_what_fresh_cannot_set_aside_is_said(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from p2ptrain.cli.shared.peer_session import prepare_state
+    from p2ptrain.runtime.store.state_dir import StateDir
+
+    (state / "0123456789abcdef").mkdir(parents=True)
+    (state / "before-fresh").mkdir()
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # another user's: it stays
+    with pytest.raises(UserError, match=r"--fresh: .*before-fresh can't be set aside .File exists."):
+        prepare_state(state, fresh=True)
+    StateDir(state).close()  # it is free again
 
 
 def test_fresh_sets_jobs_aside_and_keeps_the_identity(state: Path) -> None:
