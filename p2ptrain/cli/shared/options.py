@@ -339,6 +339,9 @@ def check_output(path: Path, force: bool = True, *, is_text: bool = False) -> Pa
         raise UserError(f"{path}: exists already; name another file with -o, or overwrite it with --force")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path}: no such folder: {path.absolute().parent}; make it first, or name another with -o")
+    folder = path.resolve().parent
+    if (path.is_file() or not path.exists()) and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: this user can't write to {folder}; name another place with -o")
     return path
 
 
