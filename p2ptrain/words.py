@@ -82,9 +82,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def listed(names: Sequence[str], limit: int = 8) -> str:
+def listed(names: Sequence[str], limit: int = 8, width: int = 24) -> str:
     """``cat, dog, ... (12)``: class names for one line."""
-    shown = ", ".join(clean(name, 24) for name in names[:limit])
+    shown = ", ".join(clean(name, width) for name in names[:limit])
     return f"{shown}, ... ({len(names)})" if len(names) > limit else shown
 
 

@@ -392,7 +392,8 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
     click.echo(f"data      {job.data.kind} {shape}, {len(job.data.classes)} classes: {listed(job.data.classes)}")
     if "samples" in plain:
         counts, num_val = plain["samples"], sum(plain["validation"].values())
-        by_class = "" if job.data.kind == "text" else f": {listed([f'{k} {n}' for k, n in counts.items()], 12)}"
+        each = [f"{clean(name, 24)} {number}" for name, number in counts.items()]
+        by_class = "" if job.data.kind == "text" else f": {listed(each, 12, 40)}"
         click.echo(f"samples   {sum(counts.values()):,} to train on, {num_val:,} for validation{by_class}")
         for note in plain["notes"]:
             click.echo(f"note      {clean(note, 400)}")

@@ -16,27 +16,36 @@ from p2ptrain.errors import UserError
 from p2ptrain.wire.addresses import make_address, split_address, without_zone
 
 _EXPECTED = "expected HOST:PORT, for example --peer 192.168.1.20:5710"
-_NO_NAME = re.compile(r"[\s/,;@#?\\'\"]")
+_NO_NAME = re.compile(r"[\s:/,;@#?\\'\"]")
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:
     """Host and port of ``HOST:PORT`` or ``tcp://HOST:PORT``; a v6 address without brackets. Raises ``UserError``."""
-    host, _, port = text.strip().removeprefix("tcp://").rpartition(":")
+    given = text.strip().removeprefix("tcp://")
+    host, _, port = given.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if is_bracketed else host
-    if ":" in host and not is_bracketed:
+    if not is_bracketed and (_is_v6(host) or _is_v6(given)):
         raise UserError(f"--peer {text}: write an IPv6 address in brackets: --peer [2001:db8::20]:5710")
-    if not host or _NO_NAME.search(host) or not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+    is_port = bool(re.fullmatch("[0-9]{1,5}", port)) and 1 <= int(port) <= 65535
+    if not host or not is_port or (not is_bracketed and _NO_NAME.search(host)):
         raise UserError(f"--peer {text}: {_EXPECTED}")
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:
-        if ":" in host or re.fullmatch("[0-9.]+", host):  # some systems would take 192.168.1 for 192.168.0.1
+        if is_bracketed or re.fullmatch("[0-9.]+", host):  # some systems would take 192.168.1 for 192.168.0.1
             raise UserError(f"--peer {text}: {host} is no IP address; {_EXPECTED}") from None
         return host, int(port)
     if ip.is_unspecified or ip.is_multicast:
         raise UserError(f"--peer {text}: {host} is the address of no device; {_EXPECTED}")
     return host, int(port)
+
+
+def _is_v6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
 
 
 async def resolve(host: str, port: int) -> tuple[list[str], str]:

@@ -199,7 +199,7 @@ def test_before_there_is_a_job_or_plan_the_table_still_stands() -> None:
     assert "it has told no job yet" in status_table.render(found)
     plain = status_table.to_plain(found)
     assert json.loads(json.dumps(plain, allow_nan=False))["peers"][0]["part"] is None
-    assert "no plan yet" in status_table.render(Found(plan=None))
+    assert "no plan yet" in status_table.render(Found(plan=None, records=(record(A, plan=""),)))
 
 
 def test_no_control_character_of_a_peer_reaches_the_terminal() -> None:

@@ -46,6 +46,7 @@ def test_what_is_an_endpoint(text: str, host: str, port: int) -> None:
         ("fe80::1:5710", "in brackets"),
         ("2001:db8::1", "in brackets"),
         ("[1:2]:5710", "is no IP address"),
+        ("[desk.local]:5710", "is no IP address"),
         ("192.168.1:5710", "is no IP address"),
         ("192.168.001.020:5710", "is no IP address"),
         ("300.1.1.1:5710", "is no IP address"),
