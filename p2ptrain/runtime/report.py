@@ -62,8 +62,8 @@ def render(harvest: Harvest) -> str:
     lines += words.harvest_lines(harvest)
     for other in harvest.others:
         lines.append(
-            f"NOT IN IT: the model that {listed(other.trainers, width=40)}, apart from the others at the end, trained as "
-            f"far, to batch {other.step}. Of several, that of more devices is taken, else the one of the latest plan"
+            f"NOT IN IT: the model that {listed(other.trainers, width=40)}, apart from the others at the end, trained "
+            f"as far, to batch {other.step}. Of several, that of more devices is taken, else the one of the latest plan"
         )
     lines += look_lines(harvest.looks)
     lines += work_line(harvest.works)
