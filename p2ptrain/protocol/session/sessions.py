@@ -145,6 +145,7 @@ class Sessions:
     def readdress(self, addresses: Iterable[str]) -> None:
         """Our own addresses, as of now, with their zones."""
         self._own = OwnAddresses(addresses)
+        self._book.readdressed()
 
     def next_deadline(self) -> float:
         return min(each.next_deadline() for each in (self._book, self._guests, self._visitors, self._links))
@@ -362,8 +363,7 @@ class Sessions:
     def _goodbye(self, key: bytes, now: float) -> list[Effect]:
         """It goes, or needs no link for now. A member that goes should have told the membership: it is looked for."""
         if not self._visitors.is_visitor(key):
-            does = self.when_idle(peer_id(key), now)
-            return self._endings.idle(key, does, now)
+            return self._endings.idle(key, self.when_idle(peer_id(key), now), now)
         self._table[key].said_goodbye = True
         return self._endings.part(key, "goodbye", now, for_good=True)
 

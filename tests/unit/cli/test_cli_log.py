@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def test_lines_as_they_are(state: Path) -> None:
 
 
 def test_a_journal_of_another_user_is_an_error_and_no_empty_one(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_read = log.os.access
-    monkeypatch.setattr(log.os, "access", lambda path, mode: "journal" not in str(path) and may_read(path, mode))
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).suffix != ".jsonl" and may(path, mode))
     result = CliRunner().invoke(log.command, ["--state", str(state)])
     assert isinstance(result.exception, UserError) and "can't be read by this user" in str(result.exception)
 
