@@ -122,18 +122,18 @@ class DeviceWork:
 
 def works_of(records: Iterable[Record], job: JobId) -> tuple[DeviceWork, ...]:
     """Of peers that know what they computed, one that only waited too."""
-    records = list(records)
-    names = told_apart({record.peer: record.name for record in records})
-    known = {record.peer: record for record in records if record.job == job and record.work_flops}
+    members = [record for record in records if record.job == job]
+    names = told_apart({record.peer: record.name for record in members})
+    known = {record.peer: record for record in members if record.work_flops}
     central = max((record.central_flops for record in known.values()), default=0.0)
     return tuple(DeviceWork(names[p], r.work_flops, central) for p, r in sorted(known.items()) if central)
 
 
 def looks_of(records: Iterable[Record], job: JobId) -> tuple[Look, ...]:
     """What peers that are done with the job say of its model."""
-    records = list(records)
-    names = told_apart({record.peer: record.name for record in records})
-    done = [r for r in records if r.job == job and r.phase == "done" and r.model_samples and r.accuracy >= 0]
+    members = [record for record in records if record.job == job]
+    names = told_apart({record.peer: record.name for record in members})
+    done = [record for record in members if record.phase == "done" and record.model_samples and record.accuracy >= 0]
     looks = (Look(names[record.peer], record.model_samples, record.accuracy, record.peer) for record in done)
     return tuple(sorted(looks, key=lambda look: look.peer))
 
