@@ -524,7 +524,11 @@ def test_a_model_of_ones_own_from_the_template_to_the_check(
     status, out, _ = run(["job", "new", "--model-template", "their_net.py"], capsys)
     assert status == 0 and "p2ptrain job new --data SPEC --model their_net:build" in out
     assert run(["job", "new", "--model-template", "their_net.py"], capsys)[0] == 2  # what was changed is not lost
-    assert run(["job", "new", "--model-template", "my-net.py"], capsys)[0] == 2
+    for name in ("my-net.py", "class.py", "torch.py"):  # that would take torch's place in this folder
+        assert run(["job", "new", "--model-template", name], capsys)[0] == 2 and not Path(name).exists()
+    (tmp_path / "below").mkdir()
+    _, out, _ = run(["job", "new", "--model-template", "below/other_net.py"], capsys)
+    assert f"next, in {tmp_path / 'below'}: p2ptrain job new" in out
     spec = npz(tmp_path)
     status, out, _ = run(["job", "new", "--data", spec, "--model", "their_net:build", "-o", "j.toml"], capsys)
     assert status == 0 and out.splitlines()[-1].endswith("--allow-model their_net:build")
