@@ -83,7 +83,7 @@ def all_addresses() -> list[InterfaceAddress]:
     """Every address of every interface, but IPv6 link-local ones of VPNs and containers."""
     try:
         adapters = list(ifaddr.get_adapters())
-    except OSError:  # containers and Android may forbid the question
+    except (OSError, ValueError):  # containers and Android may forbid the question; or a name is no text
         return _guessed_addresses()
     found = []
     tunnels = _tunnels([adapter.nice_name for adapter in adapters])

@@ -77,9 +77,12 @@ def test_a_disk_that_cannot_sync_folders(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"whole"
 
 
-def test_where_the_system_lists_no_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "why", [OSError(errno.EACCES, "Permission denied"), UnicodeDecodeError("utf-8", b"caf\xe9", 3, 4, "end of data")]
+)
+def test_where_the_system_lists_no_interfaces(why: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden() -> Any:
-        raise OSError(errno.EACCES, "Permission denied")
+        raise why
 
     monkeypatch.setattr(ifaddr, "get_adapters", forbidden)
     found = interfaces.all_addresses()
