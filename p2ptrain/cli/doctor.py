@@ -5,7 +5,6 @@ Invariant: changes nothing. Exit code 0 if nothing wrong was found, 1 if somethi
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from p2ptrain.cli.shared.options import (
     print_json,
     read_group,
     read_network,
+    run_async,
     wait_option,
 )
 
@@ -70,7 +70,7 @@ def command(
 
     group = _group(code, is_open, state_dir)
     network = read_network(peers, interfaces, no_discovery, port)
-    findings = asyncio.run(examine(group, network, wait_s, state_dir or default_state_dir()))
+    findings = run_async(examine(group, network, wait_s, state_dir or default_state_dir()))
     is_fine = all(finding.level != "problem" for finding in findings)
     if as_json:
         print_json(

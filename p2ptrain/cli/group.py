@@ -5,7 +5,6 @@ Invariant: a code that is replaced is shown once more, so that nobody is locked 
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from p2ptrain.cli.shared.options import (
     print_json,
     progress,
     read_network,
+    run_async,
     state_option,
     wait_option,
 )
@@ -233,7 +233,7 @@ def _rotate(
     new_code.founders_group(where)
     progress("looking who is here")
     look_s = min(wait_s, new_code.LOOK_S)
-    rotation = asyncio.run(new_code.plan_rotation(where, names, network, approve=approve, wait_s=look_s))
+    rotation = run_async(new_code.plan_rotation(where, names, network, approve=approve, wait_s=look_s))
     for line in _who(rotation):
         progress(line)
     if not yes and not as_json and sys.stdin.isatty():
@@ -245,7 +245,7 @@ def _rotate(
     def arrived(peer: PeerId) -> None:
         progress(f"{clean(rotation.stay[peer].name, 40)} ({peer}) is in under the new code")
 
-    seen = asyncio.run(new_code.spread(rotation, kept, notice, network, wait_s=wait_s, say=arrived))
+    seen = run_async(new_code.spread(rotation, kept, notice, network, wait_s=wait_s, say=arrived))
     away = {peer: each for peer, each in rotation.stay.items() if peer not in seen}
     if as_json:
         print_json(

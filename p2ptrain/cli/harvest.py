@@ -5,7 +5,6 @@ Invariant: the file is written whole or not at all, and an incomplete model only
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from p2ptrain.cli.shared.options import (
     progress,
     read_group,
     read_network,
+    run_async,
     wait_option,
 )
 from p2ptrain.words import word
@@ -138,7 +138,7 @@ def command(
             without=without,
             best=best,
         )
-    result = asyncio.run(collecting)
+    result = run_async(collecting)
     api.save_harvest(output, result, force=force)
     plain = {"file": str(output), "source": result.source, **report.to_plain(result)}
     if not as_json:

@@ -5,7 +5,6 @@ Invariant: only looks; the group does not plan with the one who does.
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
@@ -17,6 +16,7 @@ from p2ptrain.cli.shared.options import (
     print_json,
     read_group,
     read_network,
+    run_async,
     wait_option,
 )
 
@@ -49,7 +49,7 @@ def command(
 
     group = read_group(code, is_open, state_dir)
     network = read_network(peers, interfaces, no_discovery)
-    found = asyncio.run(api.status(group, network=network, wait_s=wait_s, state_dir=state_dir))
+    found = run_async(api.status(group, network=network, wait_s=wait_s, state_dir=state_dir))
     if as_json:
         print_json(status_table.to_plain(found))
     else:

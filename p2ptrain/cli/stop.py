@@ -5,7 +5,6 @@ Invariant: asks, and tells what became of it; each peer ends by itself.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from p2ptrain.cli.shared.options import (
     progress,
     read_group,
     read_network,
+    run_async,
     wait_option,
 )
 from p2ptrain.errors import P2PTrainError
@@ -69,7 +69,7 @@ def command(
     network = read_network(peers, interfaces, no_discovery)
     if not yes and not as_json and sys.stdin.isatty():
         click.confirm("Stop training on all devices of the group?", default=True, abort=True, err=True)
-    found = asyncio.run(
+    found = run_async(
         api.stop(group, network=network, wait_s=wait_s, until_s=until_s, say=progress, state_dir=state_dir)
     )
     if as_json:

@@ -5,7 +5,6 @@ Invariant: only looks, for as long as it is left running; with nobody there it s
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from p2ptrain.cli.shared.options import (
     read_group,
     read_network,
     read_page,
+    run_async,
     web_options,
 )
 
@@ -66,14 +66,16 @@ def command(
     page = read_page(web, web_port, web_listen)
     try:
         if page is not None:
-            asyncio.run(_serve(group, network, state_dir, *page))
+            run_async(_serve(group, network, state_dir, *page))
             return
-        asyncio.run(_watch(group, network, state_dir, max(0.1, interval_s), plain))
+        run_async(_watch(group, network, state_dir, max(0.1, interval_s), plain))
     except KeyboardInterrupt:
         return
 
 
 async def _watch(group: Group, network: NetworkConfig, state_dir: Path | None, interval_s: float, plain: bool) -> None:
+    import asyncio
+
     from p2ptrain import api
     from p2ptrain.ui.watch import open_screen
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from p2ptrain.runtime.node.node import NetworkConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 DATA_HELP = (
     "The data set: digits, idx:DIR, cifar:DIR, images:DIR_OR_ZIP, audio:DIR_OR_ZIP, npz:FILE, text:FILE, hf:DIR, or "
@@ -285,6 +286,13 @@ def read_network(
         parse_endpoint(peer)
     usable_addresses(interfaces)
     return NetworkConfig(interfaces=interfaces, port=port, peers=peers, discover=not no_discovery)
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.run``; ``--help`` does without its import."""
+    import asyncio
+
+    return asyncio.run(main)
 
 
 def print_json(value: Any) -> None:
