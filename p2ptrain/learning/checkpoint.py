@@ -94,10 +94,12 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         os.close(handle)
         try:
             save_whole(tensors, name, metadata)
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; a model is an ordinary file
+            with contextlib.suppress(OSError):  # a USB stick has no modes
+                os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; a model is an ordinary file
             _sync(name)
             os.replace(name, path)
-            _sync(path.parent)
+            with contextlib.suppress(OSError):  # nor can some network drives do this for folders
+                _sync(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)

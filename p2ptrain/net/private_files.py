@@ -12,6 +12,7 @@ import secrets
 from pathlib import Path
 
 from p2ptrain.errors import UserError
+from p2ptrain.words import word
 
 MAX_BYTES = 1 << 20
 
@@ -30,7 +31,7 @@ def read_private(path: Path) -> str | None:
         ) from error
     if os.name == "posix" and mode & 0o077 and _keeps_modes(path.parent):
         raise UserError(
-            f"{path} can be read by other users (mode {mode:04o}): run `chmod 600 {path}`; "
+            f"{path} can be read by other users (mode {mode:04o}): run `chmod 600 {word(path)}`; "
             "if one of them may have copied it, delete it instead, to get a new one"
         )
     return raw.decode("utf-8", "replace")
@@ -55,7 +56,7 @@ def write_private(path: Path, text: str, *, replace: bool) -> None:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
