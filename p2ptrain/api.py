@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import tempfile
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -50,7 +49,7 @@ def default_state_dir() -> Path:
     """Where a peer keeps its key, its group and its snapshots unless told otherwise. Raises ``UserError``."""
     home = os.environ.get("P2PTRAIN_STATE")
     if home:
-        return Path(home)
+        return Path(os.path.expanduser(home))
     try:
         return Path("~/.local/state/p2ptrain").expanduser()
     except RuntimeError:  # a user that the system does not know, as in some containers
@@ -68,7 +67,7 @@ def find_group(code: str | None = None, *, is_open: bool = False, state_dir: Pat
     if is_open:
         return OPEN_GROUP
     known = load_kept(_state(state_dir))
-    if code:
+    if code is not None:
         group = read_code(code)
         return known.group if known is not None and known.was(group) else group
     if known is None:
@@ -155,13 +154,12 @@ async def observing(
     ``state_dir``: of this device, which has to be in where the group lets devices in one by one.
     """
     door = visitors_door(group, _state(state_dir) if group.approves else None)
-    with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
-        node = ObserverNode(group, network or NetworkConfig(), Path(directory), door)
-        try:
-            await node.start()
-            yield node
-        finally:
-            await node.close()
+    node = ObserverNode(group, network or NetworkConfig(), door)
+    try:
+        await node.start()
+        yield node
+    finally:
+        await node.close()
 
 
 async def harvest(

@@ -55,7 +55,7 @@ def in_place_of(path: Path, *, mode: int = 0o666, take: Callable[[Path, Path], o
         with beside.open("r+b") as file:
             sync(file.fileno())
         take(beside, path)
-        with contextlib.suppress(PermissionError):  # a folder that one may write into, and not list
+        with contextlib.suppress(OSError):  # some network drives can't, nor who may write into a folder and not list it
             sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):

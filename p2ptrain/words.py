@@ -6,8 +6,10 @@ Invariant: no control character of anybody's text reaches the terminal, and ever
 from __future__ import annotations
 
 import math
+import shlex
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 FASTEST_MBIT_S = 100_000.0
 """What comes out faster than the fastest network card did not take long enough to be measured."""
@@ -30,6 +32,11 @@ def clean(text: str, width: int = 200) -> str:
 def as_text(text: str) -> str:
     """What the command line gave, in letters that can be sent: bytes that are no UTF-8 become question marks."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\ufffd", "?")
+
+
+def word(thing: object) -> str:
+    """A path or a name in a command that a person may copy: one word to a shell, whatever is in it."""
+    return shlex.quote(str(thing))
 
 
 def counted(number: int, thing: str) -> str:
@@ -80,6 +87,14 @@ def listed(names: Iterable[str], limit: int = 8, width: int = 40) -> str:
     known = list(names)
     shown = ", ".join(clean(name, width) for name in known[:limit])
     return f"{shown} and {len(known) - limit:,} more" if len(known) > limit else shown
+
+
+def told_apart(names: Mapping[str, str]) -> dict[str, str]:
+    """What people call peers, by their ids: their names; with the beginning of its id where several have one name."""
+    known = Counter(names.values())
+    return {
+        peer: (name if known[name] == 1 else f"{name} {peer[:6]}") if name else peer for peer, name in names.items()
+    }
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:

@@ -20,7 +20,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every wait of those of real peers has its own deadline, which a machine may need that is many times overloaded."""
+    """Each wait of those of real peers has its own deadline, which a machine may need that is much overloaded."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     for item in items:

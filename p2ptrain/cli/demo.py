@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from p2ptrain.cli.shared.options import Names, Share
+from p2ptrain.cli.shared.options import Names, Share, UserPath
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import P2PTrainError, UserError
 
@@ -38,9 +38,7 @@ WEAK = 0.25
 
 
 @click.command(epilog=EPILOG)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default="p2ptrain-demo", show_default=True, help="Folder for the results."
-)
+@click.option("--out", type=UserPath(), default="p2ptrain-demo", show_default=True, help="Folder for the results.")
 @click.option(
     "--peers", "num_peers", type=click.IntRange(1, 64), default=3, show_default=True, help="How many peers to start."
 )

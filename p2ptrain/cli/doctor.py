@@ -16,6 +16,7 @@ from p2ptrain.cli.shared.options import (
     json_option,
     network_options,
     print_json,
+    read_group,
     read_network,
     run_async,
     wait_option,
@@ -90,9 +91,9 @@ def command(
 
 def _group(code: str | None, is_open: bool, state_dir: Path | None) -> Group | None:
     """The group, if there is one: the doctor also sees a device that is in none."""
-    from p2ptrain.api import default_state_dir, find_group
+    from p2ptrain.api import default_state_dir
     from p2ptrain.net.group.kept import load_group
 
-    if not code and not is_open and load_group(state_dir or default_state_dir()) is None:
+    if code is None and not is_open and load_group(state_dir or default_state_dir()) is None:
         return None
-    return find_group(code, is_open=is_open, state_dir=state_dir)
+    return read_group(code, is_open, state_dir)

@@ -17,6 +17,7 @@ from p2ptrain.cli.shared.options import (
     progress,
     read_network,
     run_async,
+    state_option,
     wait_option,
 )
 
@@ -36,17 +37,6 @@ Examples:
   p2ptrain group remove NAME    the same, without that member
   p2ptrain group approve NAME   let a device into a group of `group new --approve`
 """
-
-
-def state_option(function: click.decorators.FC) -> click.decorators.FC:
-    return click.option(
-        "--state",
-        "state_dir",
-        type=click.Path(path_type=Path, file_okay=False),
-        envvar="P2PTRAIN_STATE",
-        metavar="DIR",
-        help="Directory that keeps the code. [default: $P2PTRAIN_STATE, else ~/.local/state/p2ptrain]",
-    )(function)
 
 
 @click.group(epilog=EXAMPLES)
@@ -95,16 +85,13 @@ def join(state_dir: Path | None, as_json: bool) -> None:
     $P2PTRAIN_CODE, from the standard input, or from whoever sits here.
     """
     import os
-    import sys
 
     from p2ptrain.api import default_state_dir
     from p2ptrain.net.group.kept import join_group, load_group
     from p2ptrain.net.keys import read_code
 
     text = os.environ.get("P2PTRAIN_CODE", "")
-    if not text and sys.stdin.isatty():
-        text = click.prompt("Join code", err=True)
-    where, group = state_dir or default_state_dir(), read_code(text or sys.stdin.readline())
+    where, group = state_dir or default_state_dir(), read_code(text or _asked())
     former = load_group(where)
     joined = join_group(where, group)
     if as_json:
@@ -114,6 +101,16 @@ def join(state_dir: Path | None, as_json: bool) -> None:
         click.echo("That is an old code of this group; this device goes on with the newer one that it has.", err=True)
     click.echo("This device is in the group now. Start a peer:  p2ptrain peer --data ...", err=True)
     _tell_former(former if former != joined else None)
+
+
+def _asked() -> str:
+    """By whoever sits here; else the first line of the standard input that has something in it, in any encoding."""
+    import sys
+
+    if sys.stdin.isatty():
+        return str(click.prompt("Join code", err=True))
+    lines = (line.decode("utf-8", "ignore").replace("\0", "") for line in sys.stdin.buffer)
+    return next((line for line in lines if line.strip("\ufeff \t\r\n")), "")
 
 
 def _tell_former(former: Group | None) -> None:

@@ -12,6 +12,7 @@ import click
 
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
+    UserPath,
     allow_option,
     check_output,
     group_options,
@@ -24,6 +25,7 @@ from p2ptrain.cli.shared.options import (
     run_async,
     wait_option,
 )
+from p2ptrain.words import word
 
 EXAMPLES = """\b
 Examples:
@@ -43,7 +45,7 @@ Examples:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=Path("global.safetensors"),
     metavar="FILE",
     help="Where the model goes. [default: global.safetensors]",
@@ -52,7 +54,7 @@ Examples:
 @click.option(
     "--from",
     "state_dirs",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(file_okay=False),
     multiple=True,
     metavar="DIR",
     help="Take it from this state directory of a peer; may be given again. [default: from the group; if it does not "
@@ -74,7 +76,7 @@ Examples:
 @click.option(
     "--card",
     "card_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE",
     help="Write a model card, too: what the model is and who trained what, as Markdown. [default: none]",
 )
@@ -151,7 +153,8 @@ def command(
         if not as_json:
             click.echo(evaluation.to_text(card.data.classes))
     elif not as_json:
-        click.echo(f"next: p2ptrain evaluate {output} --data SPEC, or p2ptrain export {output} --format onnx -o FILE")
+        file = word(output)
+        click.echo(f"next: p2ptrain evaluate {file} --data SPEC, or p2ptrain export {file} --format onnx -o FILE")
     if card_file is not None:
         write_card(card_file, output, tested)
         plain["card"] = str(card_file)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from p2ptrain.cli.shared.options import (
     F,
     Names,
     Share,
+    UserPath,
     check_output,
     json_option,
     print_json,
@@ -45,7 +45,7 @@ from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.model_config import is_own_code
 from p2ptrain.modes.tables import NAMES, TABLES
-from p2ptrain.words import clean
+from p2ptrain.words import clean, word
 
 AUTO_PASSES = 0.0
 """As many as equal work allows, fewer where validation samples say so: how many are best hangs on the model."""
@@ -94,7 +94,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 )
 @click.option(
     "--model-template",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="FILE",
     is_eager=True,
     expose_value=False,
@@ -200,7 +200,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 )
 @click.option(
     "--init",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="FILE",
     help="Weights to start from, .safetensors or .pth; what fits the model is taken. Scores in it decide who gets "
     "which channels. [default: random weights]",
@@ -209,7 +209,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=Path("job.toml"),
     metavar="FILE",
     help="The job file. [default: job.toml]",
@@ -232,8 +232,7 @@ def new(
     source = open_source(data)
     augment = bool(settings.pop("data__augment"))
     contract = propose_contract(source, _shape(input_shape), augment=augment, say=_note)
-    if classes:
-        contract = with_classes(contract, classes)
+    contract = with_classes(contract, classes) if classes else contract
     job = dataclasses.replace(Job(), data=contract)
     job, weights = named_model(settings.pop("model__name") or DEFAULT_MODELS[source.kind], job)
     if weights is not None and init is None:
@@ -285,7 +284,7 @@ def new(
     for line in (*filter(None, [became]), *notes_on_model(job), *mode.words.choice_lines(job)):
         tell(line)
     allow = "".join(f" {flag}" for flag in flags_for(job))
-    given_as = f"{shlex.quote(str(output))} --data {shlex.quote(data)}{allow}"
+    given_as = f"{word(output)} --data {word(data)}{allow}"
     tell(f"next: p2ptrain job check {given_as}; then p2ptrain peer --job {given_as}")
 
 
@@ -306,7 +305,7 @@ command.add_command(continue_command(commented))
 
 
 @command.command(epilog="\b\nExample:\n  p2ptrain job check job.toml")
-@click.argument("job_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("job_file", type=UserPath(), metavar="FILE")
 @click.option("--data", metavar="SPEC", help=f"Check also that this fits the job. {DATA_HELP} [default: no data]")
 @click.option("--full", is_flag=True, help="With --data: read every file whole. [default: the headers of all]")
 @strict_option
@@ -393,7 +392,8 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
     click.echo(f"data      {job.data.kind} {shape}, {len(job.data.classes)} classes: {listed(job.data.classes)}")
     if "samples" in plain:
         counts, num_val = plain["samples"], sum(plain["validation"].values())
-        by_class = "" if job.data.kind == "text" else f": {listed([f'{k} {n}' for k, n in counts.items()], 12)}"
+        each = [f"{clean(name, 24)} {number}" for name, number in counts.items()]
+        by_class = "" if job.data.kind == "text" else f": {listed(each, 12)}"
         click.echo(f"samples   {sum(counts.values()):,} to train on, {num_val:,} for validation{by_class}")
         for note in plain["notes"]:
             click.echo(f"note      {clean(note, 400)}")

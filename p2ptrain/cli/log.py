@@ -5,6 +5,7 @@ Invariant: only reads, so it may be asked while the peer runs; sentences are tho
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -56,9 +57,12 @@ def command(
     """What this device's peer did, in past runs too. --kind and --json show lines as they stand in the journal."""
     from p2ptrain.api import default_state_dir
 
-    path = (state_dir or default_state_dir()).expanduser() / "journal.jsonl"
+    path = (state_dir or default_state_dir()) / "journal.jsonl"
     if not path.exists() and not journal.old_path(path).exists():
         raise UserError(f"{path}: no journal; name the folder that a peer had as --state, or start a peer")
+    for part in (path, journal.old_path(path)):
+        if part.exists() and not os.access(part, os.R_OK):
+            raise UserError(f"{part}: can't be read by this user: ask as the one that its peer runs as")
     oldest = 0.0 if since_s is None else time.time() - since_s
     is_raw = everything or as_json or bool(kinds)
 

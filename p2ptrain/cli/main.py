@@ -11,6 +11,8 @@ import contextlib
 import errno
 import importlib
 import io
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -93,10 +95,23 @@ def cli() -> None:
     """Turns the unlike devices in a room into one trainer, with no server."""
 
 
+def open_streams() -> None:
+    """Those that were closed when this process began lead nowhere: else the next file or socket took their place."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     from p2ptrain.net.limits import raise_open_files
 
+    open_streams()
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, unless a command makes more of it
     raise_open_files()  # here: every process that a command starts inherits it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -127,8 +142,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         click.echo(f"p2ptrain: this device has too little memory free for that ({str(error)[:200]})", err=True)
         sys.exit(1)
-    except BrokenPipeError:
-        sys.exit(0)
     except OSError as error:
         if error.errno not in OUTSIDE:
             raise

@@ -16,6 +16,7 @@ from p2ptrain.cli.shared.options import (
     DATA_HELP,
     DeviceChoice,
     Duration,
+    UserPath,
     check_output,
     classes_option,
     group_options,
@@ -51,7 +52,7 @@ Examples:
 @click.option(
     "--job",
     "job_file",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="FILE",
     help="Job file, on the first device. [default: the job comes from the group]",
 )
@@ -101,7 +102,7 @@ Examples:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="FILE",
     help="Where the model goes when the group is done. [default: into the state directory]",
 )
@@ -109,7 +110,7 @@ Examples:
 @click.option("--no-model", is_flag=True, help="Write no model when the group is done.")
 @click.option(
     "--tensorboard",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(file_okay=False),
     metavar="DIR",
     help="Write figures of all peers for TensorBoard, too. [default: metrics.jsonl in the state directory alone]",
 )
@@ -122,7 +123,7 @@ Examples:
 )
 @click.option(
     "--log-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE",
     help="Write what is told into this file, too, with dates; at 1 MiB a new one is begun, and four old ones are kept. "
     "[default: none]",
@@ -210,7 +211,7 @@ def command(
     peer_session.check_ports(network)
     options = PeerOptions(
         data=data,
-        name=as_text(name or ""),
+        name=as_text(name or "").strip(),
         job=job,
         init=init_path(job_file) if job_file else None,
         shard=shard,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from p2ptrain.cli.shared.chain import chain_of, shape_options
-from p2ptrain.cli.shared.options import check_output, json_option, print_json, progress
+from p2ptrain.cli.shared.options import UserPath, check_output, json_option, print_json, progress
 from p2ptrain.config import CODINGS, Coding, Optimizer, Schedule
 from p2ptrain.errors import UserError
 
@@ -81,9 +81,7 @@ ONLY_SPLIT: tuple[str, ...] = ("helpers", "samples", "medium", "tails", "labels"
     help="One link's rate, where it is slower than its ends; may be given again. [default: the slower end's]",
 )
 @click.option("--latency", "latency_ms", type=click.FloatRange(0), default=1.0, help="In ms. [default: 1]")
-@click.option(
-    "--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw the timeline. [default: as text only]"
-)
+@click.option("--png", type=UserPath(), metavar="FILE", help="Draw the timeline. [default: as text only]")
 @click.option(
     "--helper",
     "helpers",

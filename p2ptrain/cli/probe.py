@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from p2ptrain.cli.shared.chain import chain_of, shape_options
-from p2ptrain.cli.shared.options import check_output, progress, write_text
+from p2ptrain.cli.shared.options import UserPath, check_output, progress, write_text
 from p2ptrain.errors import UserError
 from p2ptrain.runtime.preflight import device_name
+from p2ptrain.words import word
 
 if TYPE_CHECKING:
     from p2ptrain.learning.blocks.chain import Chain
@@ -33,9 +34,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the profile. [default: print it]"
-)
+@click.option("-o", "--output", type=UserPath(), metavar="FILE", help="Write the profile. [default: print it]")
 @click.option("--name", default="", metavar="TEXT", help="What to call the device. [default: its host name]")
 @click.option("--kind", type=click.Choice(KINDS), help="What sort of device it is. [default: a guess]")
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
@@ -83,7 +82,7 @@ def command(
         click.echo(profile.to_toml(), nl=False)
     else:
         write_text(output, profile.to_toml())
-        click.echo(f"{output} written; use it with: p2ptrain peer --profile {output} ...")
+        click.echo(f"{output} written; use it with: p2ptrain peer --profile {word(output)} ...")
 
 
 def _add_times(path: Path, model: str, chain: Chain, batch_size: int) -> None:
@@ -104,7 +103,10 @@ def _add_times(path: Path, model: str, chain: Chain, batch_size: int) -> None:
             f"{path}: its older times of {model} are in another form; remove that table, then measure again"
         )
     write_text(path, new)
-    click.echo(f"times of {model}'s blocks added to {path}; use them with: p2ptrain plan --model {model} {path} ...")
+    click.echo(
+        f"times of {model}'s blocks added to {path}; use them with: p2ptrain plan --model {word(model)} {word(path)} "
+        "..."
+    )
 
 
 def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:

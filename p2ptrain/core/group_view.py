@@ -18,7 +18,7 @@ from p2ptrain.protocol.group.record_size import num_holdings_that_fit
 from p2ptrain.protocol.group.records import RecordBook
 from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import Record, SnapshotRef
-from p2ptrain.words import listed
+from p2ptrain.words import listed, told_apart
 
 MAX_HOLDINGS = 128
 """So many snapshots a record tells of, at most."""
@@ -113,18 +113,21 @@ class GroupView:
 
     def name_of(self, peer: PeerId) -> str:
         """What people call it."""
-        record = self._records.get(peer)
-        return record.name if record and record.name else peer
+        return self._names().get(peer, peer)
 
     def names_of(self, peers: Iterable[PeerId]) -> str:
         """The same of several, for one line; of many, how many more there are."""
-        return listed(map(self.name_of, peers))
+        names = self._names()
+        return listed(names.get(peer, peer) for peer in peers)
 
     def with_names(self, words: str) -> str:
         """With what people call the members in place of their ids."""
-        for peer in self._records.all():
-            words = words.replace(peer, self.name_of(peer))
+        for peer, name in self._names().items():
+            words = words.replace(peer, name)
         return words
+
+    def _names(self) -> dict[str, str]:
+        return told_apart({peer: record.name for peer, record in self._records.all().items()})
 
     def process_ended(self, peer: PeerId) -> None:
         """Of a member, or of somebody who only looked on, which is nothing to remember."""

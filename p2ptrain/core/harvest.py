@@ -15,6 +15,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.wire.messages import Record, SnapshotRef
+from p2ptrain.words import told_apart
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,6 +55,7 @@ class Look:
     name: str
     samples: int
     accuracy: float
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,7 @@ class Collected:
     """Those that are known, by epoch."""
 
     def name_of(self, peer: PeerId) -> str:
-        record = self.records.get(peer)
-        return record.name if record else peer
+        return told_apart({each: record.name for each, record in self.records.items()}).get(peer, peer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +122,20 @@ class DeviceWork:
 
 def works_of(records: Iterable[Record], job: JobId) -> tuple[DeviceWork, ...]:
     """Of peers that know what they computed, one that only waited too."""
-    known = {record.peer: record for record in records if record.job == job and record.work_flops}
+    members = [record for record in records if record.job == job]
+    names = told_apart({record.peer: record.name for record in members})
+    known = {record.peer: record for record in members if record.work_flops}
     central = max((record.central_flops for record in known.values()), default=0.0)
-    return tuple(DeviceWork(r.name or r.peer, r.work_flops, central) for _, r in sorted(known.items()) if central)
+    return tuple(DeviceWork(names[p], r.work_flops, central) for p, r in sorted(known.items()) if central)
 
 
 def looks_of(records: Iterable[Record], job: JobId) -> tuple[Look, ...]:
     """What peers that are done with the job say of its model."""
-    done = [r for r in records if r.job == job and r.phase == "done" and r.model_samples and r.accuracy >= 0]
-    looks = [(record.peer, Look(record.name or record.peer, record.model_samples, record.accuracy)) for record in done]
-    return tuple(look for _, look in sorted(looks, key=lambda each: each[0]))
+    members = [record for record in records if record.job == job]
+    names = told_apart({record.peer: record.name for record in members})
+    done = [record for record in members if record.phase == "done" and record.model_samples and record.accuracy >= 0]
+    looks = (Look(names[record.peer], record.model_samples, record.accuracy, record.peer) for record in done)
+    return tuple(sorted(looks, key=lambda look: look.peer))
 
 
 def stopped_after(records: Iterable[Record], job: JobId) -> int:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from p2ptrain.config import MAX_JOB_BYTES, Job, ModeTable
-from p2ptrain.errors import JobError
+from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.ids import hash_file, is_sha256
 from p2ptrain.modes.checks import check_job as check_job
 from p2ptrain.modes.reading import job_of
 from p2ptrain.modes.registry import MODES
+from p2ptrain.protocol.session.abuse import JOB_UNREAD
+from p2ptrain.words import clean
 
 
 def mode_tables() -> dict[str, type[ModeTable]]:
@@ -32,7 +35,9 @@ def load_job(path: Path | str) -> Job:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file; `p2ptrain job new` writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise JobError(f"{path}: not a readable TOML job file: it is not saved as UTF-8; save it so, or anew") from None
+    except OSError as error:
         raise JobError(f"{path}: not a readable TOML job file ({error})") from None
     return job_from_text(text, path)
 
@@ -45,7 +50,7 @@ def job_from_text(text: str, path: Path) -> Job:
         raise JobError(f"{path}: not a readable TOML job file ({error})") from None
     job = job_from_mapping(raw, where=str(path))
     if job.model.init and not is_sha256(job.model.init):
-        checkpoint = (path.parent / job.model.init).resolve()
+        checkpoint = _checkpoint(path, job.model.init)
         if not checkpoint.is_file():
             raise JobError(f"{path}: model.init: no such file: {checkpoint}")
         init, size = hash_file(checkpoint), checkpoint.stat().st_size
@@ -57,7 +62,11 @@ def init_path(path: Path | str) -> Path | None:
     """The checkpoint that a job file names, if it names one by its path."""
     path = Path(path)
     init = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("model", {}).get("init", "")
-    return (path.parent / init).resolve() if init and not is_sha256(init) else None
+    return _checkpoint(path, init) if init and not is_sha256(init) else None
+
+
+def _checkpoint(job_file: Path, init: str) -> Path:
+    return (job_file.parent / os.path.expanduser(init)).resolve()
 
 
 def job_from_json(text: str, where: str = "job from the group") -> Job:
@@ -71,6 +80,24 @@ def job_from_json(text: str, where: str = "job from the group") -> Job:
     if not isinstance(raw, dict):
         raise JobError(f"{where}: not a table")
     return job_from_mapping(raw, where)
+
+
+def job_told(data: bytes) -> Job:
+    """What a peer tells as its job. Raises ``RemoteError``, with the reason ``JOB_UNREAD`` for what may be one."""
+    text = data.decode("utf-8", errors="replace")
+    try:
+        return job_from_json(text)
+    except (JobError, RecursionError) as error:
+        why = str(error).removeprefix("job from the group: ").partition(";")[0]
+        raise RemoteError(JOB_UNREAD if _has_tables(text) else "job", clean(why, 120)) from None
+
+
+def _has_tables(text: str) -> bool:
+    try:
+        plain = json.loads(text) if len(text) <= MAX_JOB_BYTES else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(plain, dict) and {"data", "mode", "model", "training"} <= plain.keys()
 
 
 def job_from_mapping(raw: Mapping[str, Any], where: str) -> Job:

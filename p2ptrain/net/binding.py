@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import zmq
 
 from p2ptrain.errors import UserError
+from p2ptrain.net.interfaces import place
 from p2ptrain.net.limits import ADVICE, NONE_LEFT
 
 
@@ -27,7 +28,7 @@ def reason(error: zmq.ZMQError) -> str:
 
 def bind_error(hosts: Sequence[str], error: zmq.ZMQError, port: int, what: str) -> UserError:
     """``what``: the port is for. ``port`` 0: any would have done."""
-    where = ", ".join(hosts)
+    where = ", ".join(map(place, hosts))
     if error.errno == errno.EADDRINUSE:
         return UserError(
             f"port {port} (for {what}) is in use on {where}: stop the peer that runs there, or choose another "

@@ -13,7 +13,6 @@ A discovery: made --start--> asking --> running, or failed: why --ask again, or 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import ipaddress
 import logging
@@ -28,11 +27,10 @@ from types import MappingProxyType
 from zeroconf import Error, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag
 from p2ptrain.net.guard.shown import Allowance, near
 from p2ptrain.net.interfaces import all_addresses
-from p2ptrain.wire.addresses import canonical_address, make_address, split_address, without_zone
+from p2ptrain.wire.addresses import canonical_address, make_address, split_address
 from p2ptrain.wire.messages import WIRE_VERSION
 
 SERVICE = "_p2ptrain._tcp.local."
@@ -53,7 +51,7 @@ MAX_ADDRESSES_OF_ONE = 16
 OnProposed = Callable[[str], None]
 """Called in the loop with a ``tcp://IP:port`` of the same group."""
 OnStatus = Callable[[str], None]
-"""Called in the loop whenever ``status`` becomes that it runs, or that it failed."""
+"""Called in the loop whenever ``status`` becomes that it runs, or that it failed, or ``lacking`` another."""
 
 logging.getLogger("zeroconf").addHandler(logging.NullHandler())  # what fails is said in ``status``
 
@@ -77,6 +75,8 @@ class Discovery:
     ) -> None:
         self.status = "not started"
         """For people: what it does, or why it does not."""
+        self.lacking = ""
+        """Where it does nothing though it runs, as a trouble; "" = nowhere."""
         self.others: OrderedDict[str, list[str]] = OrderedDict()
         """Groups seen that are not ours (or of another wire version), with their addresses."""
         self._tag = tag
@@ -148,32 +148,34 @@ class Discovery:
         while True:
             self._again.clear()
             try:
-                self._says(f"running on {', '.join(await self._ask())}")
+                working, lacking = await self._ask()
+                self._says(f"running on {', '.join(working)}", lacking)
             except _FAILURES as error:
                 on = ", ".join(self._interfaces) or "no interface"
                 self._says(f"failed on {on}: {_why(error)}; use --peer HOST:PORT instead")
             await self._again.wait()
             await self._shut()
 
-    def _says(self, status: str) -> None:
-        if status != self.status:
-            self.status = status
+    def _says(self, status: str, lacking: str = "") -> None:
+        if (status, lacking) != (self.status, self.lacking):
+            self.status, self.lacking = status, lacking
             self._on_status(status)
 
-    async def _ask(self) -> list[str]:
-        """Open sockets, look for others, and announce: the addresses on which that works."""
+    async def _ask(self) -> tuple[list[str], str]:
+        """Open sockets, look for others, and announce: the addresses on which that works, and what is ``lacking``."""
         self._num_heard = 0
         self._zeroconf = await self._opened()
         on = {str(each.sock_name[0]).partition("%")[0] for each in self._zeroconf.zeroconf.engine.senders}
         working = [each for each in self._interfaces if each.partition("%")[0] in on]
         if not working:
             raise OSError("no address can send there")
+        left = [each for each in self._interfaces if ":" not in each and each not in on]  # of IPv6 one speaks for all
         self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._changed])
         if self._announce:
             # Its name is random, so that nobody needs to be asked whether it is taken.
             registered = self._zeroconf.async_register_service(self._own_service(), cooperating_responders=True)
             await (await registered)
-        return working
+        return working, f"can't be used on {', '.join(left)} for now" if left else ""
 
     async def _opened(self) -> AsyncZeroconf:
         v4 = [each for each in self._interfaces if ":" not in each]
@@ -320,32 +322,3 @@ def _why(error: BaseException) -> str:
 def text_of(raw: bytes | None) -> str:
     """Printable text of a TXT value, which may be anything."""
     return "".join(char if char.isprintable() else "?" for char in (raw or b"").decode("utf-8", "replace"))
-
-
-def parse_endpoint(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``tcp://HOST:PORT``. Raises ``UserError``."""
-    host, _, port = text.removeprefix("tcp://").rpartition(":")
-    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise UserError(f"--peer {text}: expected HOST:PORT, for example --peer 192.168.1.20:5710")
-    return host.strip("[]"), int(port)
-
-
-async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of ``--peer HOST:PORT``, with zones; none if the name is unknown for now."""
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return []
-    made = (make_address(_zoned(sockaddr), port) for *_, sockaddr in found if isinstance(sockaddr[0], str))
-    return [address for address in dict.fromkeys(made) if split_address(address) and without_zone(address)]
-
-
-def _zoned(sockaddr: Sequence[object]) -> str:
-    """The host of a socket's address, a link-local one with the interface that the system named beside it."""
-    host = str(sockaddr[0])
-    scope = sockaddr[3] if len(sockaddr) > 3 else 0
-    if "%" not in host and isinstance(scope, int) and scope and ipaddress.ip_address(host).is_link_local:
-        with contextlib.suppress(OSError):
-            return f"{host}%{socket.if_indextoname(scope)}"
-    return host

@@ -7,11 +7,14 @@ loopback address. An IPv6 link-local address has its interface's name in it (``f
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import re
 import socket
-from collections.abc import Sequence
+import struct
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,13 +23,17 @@ import ifaddr
 from p2ptrain.errors import UserError
 
 Kind = Literal["lan", "link-local", "overlay", "bridge", "loopback"]
-"""``overlay``: a VPN. ``bridge``: containers and virtual machines of this host: many hosts have the same there."""
+"""``overlay``: a VPN or the like. ``bridge``: containers and virtual machines of this host; others have the same."""
 
+ANY = "*"
+"""Every address of this device, and those that it will have."""
 _PREFERENCE: tuple[Kind, ...] = ("lan", "link-local", "overlay", "bridge", "loopback")
 _OVERLAYS = ("tailscale", "wg", "tun", "tap", "zt", "utun", "ppp", "nebula")
-_BRIDGES = ("docker", "veth", "virbr", "podman", "cni", "lxc", "lxd", "vmnet", "vboxnet", "flannel", "cali")
+_BRIDGES = ("docker", "veth", "virbr", "podman", "cni", "lxc", "lxd", "incus", "vmnet", "vboxnet", "flannel", "cali")
 _DOCKER_BRIDGE = re.compile(r"br-[0-9a-f]{12}")
 """A network that someone made with docker; a router's `br-lan` is the LAN itself."""
+_SIOCGIFFLAGS, _LOOPBACK, _POINT_TO_POINT, _MULTICAST = 0x8913, 0x8, 0x10, 0x1000
+"""As of Linux's netdevice(7)."""
 _TAILSCALE = ipaddress.ip_network("100.64.0.0/10")
 
 
@@ -42,16 +49,33 @@ class InterfaceAddress:
         return ":" in self.address
 
 
-def try_to_bind(address: str, port: int) -> str:
-    """Whether a program could listen there: why not, or ""."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            if os.name == "posix":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4])  # with its zone
-    except OSError as error:
-        return error.strerror or str(error)
+def listening_hosts(only: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a node listens on: ``ANY`` or, if the user chose interfaces, their addresses. Raises ``UserError``."""
+    return tuple(each.address for each in usable_addresses(only)) if only else (ANY,)
+
+
+def place(host: str) -> str:
+    """Where it listens, for people."""
+    return "this device" if host == ANY else host
+
+
+def try_to_bind(host: str, port: int) -> str:
+    """Whether a node could listen there: why not, or ""."""
+    tried = [host] if host != ANY else ["::", "0.0.0.0"]
+    for address in tried:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                if os.name == "posix":
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if address == "::":
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                probe.bind(socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4])  # with its zone
+        except OSError as error:
+            if address != tried[-1] and error.errno == errno.EAFNOSUPPORT:  # a system without IPv6
+                continue
+            return error.strerror or str(error)
+        return ""
     return ""
 
 
@@ -59,9 +83,10 @@ def all_addresses() -> list[InterfaceAddress]:
     """Every address of every interface, but IPv6 link-local ones of VPNs and containers."""
     try:
         adapters = list(ifaddr.get_adapters())
-    except OSError:  # containers and Android may forbid the question
+    except (OSError, ValueError):  # containers and Android may forbid the question; or a name is no text
         return _guessed_addresses()
     found = []
+    tunnels = _tunnels([adapter.nice_name for adapter in adapters])
     for adapter in adapters:
         for ip in adapter.ips:
             address = ip.ip if isinstance(ip.ip, str) else ip.ip[0].partition("%")[0]
@@ -69,6 +94,7 @@ def all_addresses() -> list[InterfaceAddress]:
             if parsed.is_multicast or parsed.is_unspecified:
                 continue
             kind = kind_of(adapter.nice_name, address)
+            kind = "overlay" if kind in ("lan", "link-local") and adapter.nice_name in tunnels else kind
             if parsed.version == 6 and parsed.is_link_local:
                 if kind != "link-local":
                     continue
@@ -86,6 +112,23 @@ def _guessed_addresses() -> list[InterfaceAddress]:
             address = probe.getsockname()[0]
             found.append(InterfaceAddress("?", address, 0, kind_of("?", address)))
     return [*(each for each in found if each.kind != "loopback"), InterfaceAddress("lo", "127.0.0.1", 8, "loopback")]
+
+
+def _tunnels(interfaces: Iterable[str]) -> set[str]:
+    """Those that lead to one other device only, or pass no multicast, whatever somebody has called them."""
+    if sys.platform != "linux":
+        return set()
+    import fcntl
+
+    found = set()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for name in interfaces:
+            with contextlib.suppress(OSError):  # it has just gone
+                answer = fcntl.ioctl(asked, _SIOCGIFFLAGS, struct.pack("40s", name.encode()))
+                (flags,) = struct.unpack_from("H", answer, 16)
+                if flags & _POINT_TO_POINT or not flags & (_MULTICAST | _LOOPBACK):
+                    found.add(name)
+    return found
 
 
 def kind_of(interface: str, address: str) -> Kind:

@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import re
 import secrets
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,8 +104,14 @@ def new_group() -> Group:
 
 
 def read_code(text: str) -> Group:
-    """The group of a typed join code; spaces, dashes and case don't matter, O is 0, I and L are 1."""
-    symbols = re.sub(r"[\s\-\u2010-\u2015_.]", "", text).upper().translate(_READ_AS)
+    """The group of a typed or pasted join code: letters and digits count, in any case; O is 0, I and L are 1.
+
+    What stands around and between them does not, seen or unseen, nor that it was pasted twice.
+    """
+    text = unicodedata.normalize("NFKC", text)
+    symbols = "".join(c for c in text if unicodedata.category(c)[0] not in "CPSZ").upper().translate(_READ_AS)
+    if len(symbols) > _NUM_SYMBOLS and symbols == symbols[:_NUM_SYMBOLS] * (len(symbols) // _NUM_SYMBOLS):
+        symbols = symbols[:_NUM_SYMBOLS]
     ask = "check it against the one that the first peer printed"
     odd = sorted(set(symbols) - set(_ALPHABET))
     if odd:

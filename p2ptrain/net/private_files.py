@@ -12,6 +12,7 @@ from pathlib import Path
 
 from p2ptrain.errors import UserError
 from p2ptrain.lasting import in_place_of
+from p2ptrain.words import word
 
 MAX_BYTES = 1 << 20
 
@@ -30,7 +31,7 @@ def read_private(path: Path) -> str | None:
         ) from error
     if os.name == "posix" and mode & 0o077 and _keeps_modes(path.parent):
         raise UserError(
-            f"{path} can be read by other users (mode {mode:04o}): run `chmod 600 {path}`; "
+            f"{path} can be read by other users (mode {mode:04o}): run `chmod 600 {word(path)}`; "
             "if one of them may have copied it, delete it instead, to get a new one"
         )
     return raw.decode("utf-8", "replace")

@@ -31,6 +31,7 @@ from p2ptrain.errors import LocalError, UserError
 from p2ptrain.net.binding import bind_error, endpoint, reason
 from p2ptrain.net.guard.budget import has_room, make_room
 from p2ptrain.net.guard.doorkeeper import Doorkeeper
+from p2ptrain.net.interfaces import ANY
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.net.limits import ADVICE, NONE_LEFT, check_room
 from p2ptrain.net.link import Link, TokenBucket
@@ -102,7 +103,7 @@ class Transport:
         identity: Identity,
         group: Group,
         on_frames: OnFrames,
-        hosts: Sequence[str] = ("*",),
+        hosts: Sequence[str] = (ANY,),
         port: int = 0,
         *,
         bulk_bytes_per_s: float | None = None,
@@ -168,7 +169,7 @@ class Transport:
         What was bound before stays: a socket works again once its address is back.
         """
         for host in hosts:
-            if host in self._hosts or "*" in self._hosts:
+            if host in self._hosts or ANY in self._hosts:
                 continue
             for lane, router in self._routers.items():
                 if (host, lane) in self._bound:

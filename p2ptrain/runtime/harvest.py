@@ -43,6 +43,7 @@ from p2ptrain.runtime.misfits import (
     plausible,
     what_of,
 )
+from p2ptrain.runtime.node.observer import Observer
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.store.kept import KeptJob
 from p2ptrain.wire.messages import Record, SnapshotRef
@@ -132,9 +133,7 @@ async def collect(
     if job is None and only_job and here and all(record.job != only_job for record in here):
         raise UserError(f"nobody who is here trains this job ({only_job}) any more")
     if job is None or plan is None:
-        raise NotCoveredError(
-            "the group has no plan yet, so there is nothing to harvest; `p2ptrain status` says what it waits for"
-        )
+        raise NotCoveredError(_nothing_yet(observer, wait_s))
     observer.only_job = job.id  # whoever comes meanwhile
     harvester = mode_of(job).harvester
 
@@ -191,6 +190,19 @@ async def collect(
     return Collected(job, plan, parts, result, dict(observer.records), trained, told=tuple(holdings), plans=plans)
 
 
+def _nothing_yet(observer: Observer, wait_s: float) -> str:
+    """Why there is nothing to harvest."""
+    here = observer.alive()
+    if observer.job is None and observer.job_unread:
+        return (
+            f"this version of p2ptrain can't read the job of the group ({observer.job_unread}); harvest on one of its "
+            "devices, or install the same version here"
+        )
+    if any(record.plan for record in here) or (observer.job is None and any(record.job for record in here)):
+        return f"job and plan of the group did not come here within {wait_s:g} s; look longer, with --wait 1m"
+    return "the group has no plan yet, so there is nothing to harvest; `p2ptrain status` says what it waits for"
+
+
 def _is_behind(records: Sequence[Record]) -> bool:
     """Whether somebody has ended a round whose snapshot is not told yet: it is being saved."""
     return any(
@@ -215,7 +227,8 @@ def leave_out(collected: Collected, without: Sequence[str]) -> Collected:
     there = mode_of(collected.job).harvester.contributors(collected)
     chosen: set[PeerId] = set()
     for text in without:
-        found = {peer for peer in there if text in (peer, collected.name_of(peer))}
+        named = {peer: record.name for peer, record in collected.records.items()}
+        found = {peer for peer in there if text in (peer, collected.name_of(peer), named.get(peer))}
         if len(found) != 1:
             who = ", ".join(
                 f"{collected.name_of(peer)} ({peer})" if collected.name_of(peer) != peer else peer

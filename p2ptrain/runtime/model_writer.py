@@ -16,7 +16,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 from p2ptrain.core.harvest import Collected, Harvest, Look
 from p2ptrain.core.looks.figures import looks_of_group
 from p2ptrain.errors import NotCoveredError, P2PTrainError, UserError
+from p2ptrain.ids import PeerId
 from p2ptrain.net.keys import Group
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import harvest as harvesting
@@ -34,6 +34,7 @@ from p2ptrain.runtime.misfits import Misfits
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
+from p2ptrain.runtime.parent import own_child
 from p2ptrain.words import scaled
 
 WAIT_S = 30.0
@@ -63,6 +64,8 @@ class Request:
     data: str = ""
     """The own samples: the model is looked at on those of them that are for validation."""
     name: str = ""
+    peer: str = ""
+    """What people call the device that asks, and its id."""
     shard: str = ""
     dirichlet: float = 0.0
     classes: tuple[str, ...] = ()
@@ -76,6 +79,7 @@ def request_of(
     addresses: Sequence[str],
     interfaces: tuple[str, ...],
     name: str,
+    peer: PeerId,
 ) -> Request:
     """What the person at this device wants written, and which are its samples."""
     return Request(
@@ -89,6 +93,7 @@ def request_of(
         out=str(Path(options.out).expanduser().absolute()) if options.out else "",
         data=options.data,
         name=name,
+        peer=peer,
         shard=options.shard,
         dirichlet=options.dirichlet,
         classes=options.classes,
@@ -139,7 +144,7 @@ async def keep_model(request: Request, num_threads: int, note: Callable[[Note], 
 
 async def write(request: Request, num_threads: int) -> Written:
     """Start the process and wait for it. Raises ``UserError`` with the reason when there is no model."""
-    own = {"OMP_NUM_THREADS": str(num_threads), "P2PTRAIN_PARENT": str(os.getpid())}
+    own = {"OMP_NUM_THREADS": str(num_threads), **own_child()}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -178,14 +183,13 @@ async def _collect(request: Request, misfits: Misfits, *, best: bool = False) ->
 
     group = OPEN_GROUP if request.code == str(OPEN_GROUP) else read_code(request.code)
     network = NetworkConfig(interfaces=request.interfaces, peers=request.peers, discover=False)
-    with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
-        door = visitors_door(group, Path(request.state) if request.state else None)
-        node = ObserverNode(group, network, Path(directory), door)
-        try:
-            await node.start()
-            return await harvesting.collect(node, WAIT_S, best=best, misfits=misfits, only_job=request.job)
-        finally:
-            await node.close()
+    door = visitors_door(group, Path(request.state) if request.state else None)
+    node = ObserverNode(group, network, door)
+    try:
+        await node.start()
+        return await harvesting.collect(node, WAIT_S, best=best, misfits=misfits, only_job=request.job)
+    finally:
+        await node.close()
 
 
 def carry_out(request: Request) -> Written:
@@ -197,7 +201,7 @@ def carry_out(request: Request) -> Written:
     except UserError as error:  # a disk that was pulled out is no reason to have no model
         not_looked = str(error)
     if own is not None:
-        result = dataclasses.replace(result, looks=(*(each for each in result.looks if each.name != own.name), own))
+        result = dataclasses.replace(result, looks=(*(each for each in result.looks if each.peer != own.peer), own))
     kind, told = report.kind(result), report.render(result)
     harvesting.save(Path(request.kept), result)
     why_not_best = keep_best(request, collected)
@@ -280,7 +284,7 @@ def look(request: Request, result: Harvest, *, allow_user_code: bool) -> Look | 
     put_state(model, result.state)
     batches = (samples.tensors(slice(start, start + BATCH)) for start in range(0, len(samples), BATCH))
     found = evaluate(model, batches, len(job.data.classes))
-    return Look(request.name, found.samples, found.accuracy)
+    return Look(request.name, found.samples, found.accuracy, request.peer)
 
 
 def copy_whole(source: Path, target: Path) -> None:

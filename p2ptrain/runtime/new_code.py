@@ -7,7 +7,6 @@ there.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,27 +102,26 @@ async def spread(
     identity = rotation.identity
     removed, arrived = rotation.here & rotation.removed.keys(), set[PeerId]()
     told_at: dict[PeerId, float] = {}
-    with tempfile.TemporaryDirectory(prefix="p2ptrain-") as one, tempfile.TemporaryDirectory(prefix="p2ptrain-") as two:
-        under_old = ObserverNode(rotation.kept.group, network, Path(one), _door(rotation.kept, identity))
-        under_new = ObserverNode(new.group, network, Path(two), _door(new, identity))
-        try:
-            await under_old.start()
-            await under_new.start()
-            deadline = under_old.now() + wait_s
-            while (now := under_old.now()) < deadline and not (
-                rotation.here - removed <= arrived and removed <= told_at.keys()
-            ):
-                for peer in under_old.observer.sessions.peers():
-                    if now - told_at.get(peer, -AGAIN_S) >= AGAIN_S:
-                        told_at[peer] = now
-                        under_old.feed(lambda at, to=peer: under_old.observer.run([Send(to, notice)], at))  # type: ignore[misc]
-                for peer in sorted((under_new.observer.answered & rotation.stay.keys()) - arrived):
-                    arrived.add(peer)
-                    say(peer)
-                await asyncio.sleep(0.05)
-        finally:
-            await under_old.close()
-            await under_new.close()
+    under_old = ObserverNode(rotation.kept.group, network, _door(rotation.kept, identity))
+    under_new = ObserverNode(new.group, network, _door(new, identity))
+    try:
+        await under_old.start()
+        await under_new.start()
+        deadline = under_old.now() + wait_s
+        while (now := under_old.now()) < deadline and not (
+            rotation.here - removed <= arrived and removed <= told_at.keys()
+        ):
+            for peer in under_old.observer.sessions.peers():
+                if now - told_at.get(peer, -AGAIN_S) >= AGAIN_S:
+                    told_at[peer] = now
+                    under_old.feed(lambda at, to=peer: under_old.observer.run([Send(to, notice)], at))  # type: ignore[misc]
+            for peer in sorted((under_new.observer.answered & rotation.stay.keys()) - arrived):
+                arrived.add(peer)
+                say(peer)
+            await asyncio.sleep(0.05)
+    finally:
+        await under_old.close()
+        await under_new.close()
     return arrived
 
 
@@ -203,19 +201,18 @@ async def _who_is_here(
 
     from p2ptrain.errors import NobodyError
 
-    with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
-        node = ObserverNode(kept.group, network, Path(directory), _door(kept, identity))
+    node = ObserverNode(kept.group, network, _door(kept, identity))
+    try:
+        await node.start()
         try:
-            await node.start()
-            try:
-                await node.look_around(wait_s)
-            except NobodyError:
-                return {}, frozenset()
-            observer, found = node.observer, {}
-            for peer in observer.answered:
-                key, record = observer.sessions.key_of(peer), observer.records.get(peer)
-                if key is not None and record is not None:
-                    found[peer] = Member(key, record.name, time.time(), record.addresses)
-            return found, frozenset(found)
-        finally:
-            await node.close()
+            await node.look_around(wait_s)
+        except NobodyError:
+            return {}, frozenset()
+        observer, found = node.observer, {}
+        for peer in observer.answered:
+            key, record = observer.sessions.key_of(peer), observer.records.get(peer)
+            if key is not None and record is not None:
+                found[peer] = Member(key, record.name, time.time(), record.addresses)
+        return found, frozenset(found)
+    finally:
+        await node.close()

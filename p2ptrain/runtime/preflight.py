@@ -1,8 +1,8 @@
 """Checks a peer's data and measures its speed before it starts, in a process of its own.
 
-Invariant: the process that becomes the node imports neither torch nor a decoder: those stay behind in this one. What
-is wrong with the data is said before torch is imported, within a second or two; torch takes some more (measured:
-2.5 s on a desktop), which is why a speed measured on a calm device is kept for a day.
+Invariant: the process that becomes the node imports neither torch nor a decoder: those stay behind in this one, which
+ends with it. What is wrong with the data is said before torch is imported, within a second or two; torch takes some
+more (measured: 2.5 s on a desktop), which is why a speed measured on a calm device is kept for a day.
 
     python -m p2ptrain.runtime.preflight        (a request as JSON on standard input, answers as JSON lines)
 """
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.imports import uncollected
+from p2ptrain.runtime.parent import die_with_parent, own_child
 from p2ptrain.version import __version__
 from p2ptrain.words import as_text
 
@@ -146,10 +147,16 @@ def preflight(request: Request, state_dir: Path) -> Findings:
 def _ask(request: Request) -> dict[str, Any]:
     command = [sys.executable, "-m", "p2ptrain.runtime.preflight"]
     text = json.dumps(dataclasses.asdict(request))
-    environment = os.environ | {"OMP_NUM_THREADS": str(request.threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(request.threads), **own_child()}
     try:
         done = subprocess.run(
-            command, input=text, stdout=subprocess.PIPE, encoding="utf-8", timeout=TIMEOUT_S, env=environment
+            command,
+            input=text,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            timeout=TIMEOUT_S,
+            env=environment,
+            process_group=0,  # Ctrl-C is this process's to handle, which ends that one without a word
         )
     except subprocess.TimeoutExpired:
         raise UserError(
@@ -294,6 +301,7 @@ def measure(request: Request) -> dict[str, Any]:
 
 
 def main() -> None:
+    die_with_parent()
     raw = json.load(sys.stdin)
     request = Request(**raw | {"classes": tuple(raw["classes"])})
     try:

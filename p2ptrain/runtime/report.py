@@ -62,8 +62,8 @@ def render(harvest: Harvest) -> str:
     lines += words.harvest_lines(harvest)
     for other in harvest.others:
         lines.append(
-            f"NOT IN IT: the model that {listed(other.trainers)}, apart from the others at the end, trained as far, to "
-            f"batch {other.step}. Of several, that of more devices is taken, else the one of the latest plan"
+            f"NOT IN IT: the model that {listed(other.trainers)}, apart from the others at the end, trained "
+            f"as far, to batch {other.step}. Of several, that of more devices is taken, else the one of the latest plan"
         )
     lines += look_lines(harvest.looks)
     lines += work_line(harvest.works)
@@ -126,8 +126,8 @@ def look_lines(looks: Sequence[Look]) -> list[str]:
     if not samples:
         return []
     who = looks[0].name if len(looks) == 1 else f"{len(looks)} devices"
-    each = [f"{look.name} {percent(look.accuracy)} of {look.samples:,}" for look in looks]
-    by_each = f" ({listed(each)})" if len(looks) > 1 else ""
+    each = [f"{clean(look.name, 32)} {percent(look.accuracy)} of {look.samples:,}" for look in looks]
+    by_each = f" ({listed(each, width=64)})" if len(looks) > 1 else ""
     return [f"on {samples:,} validation samples of {who}: {percent(mean_of(looks))} right{by_each}"]
 
 
@@ -174,7 +174,7 @@ def _validation(looks: Sequence[Look]) -> dict[str, Any]:
         "validation": {
             "samples": sum(look.samples for look in looks),
             "accuracy": mean_of(looks),
-            "peers": [dataclasses.asdict(look) for look in looks],
+            "peers": [{"name": each.name, "samples": each.samples, "accuracy": each.accuracy} for each in looks],
         }
     }
 

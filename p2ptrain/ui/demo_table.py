@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.words import part_of, scaled
+from p2ptrain.words import part_of, scaled, word
 
 
 def demo_table(result: Any, out: Path) -> str:
@@ -31,7 +31,7 @@ def demo_table(result: Any, out: Path) -> str:
         f"found each other by {found} after {result.formed_s:.1f} s, trained after {result.trained_s:.0f} s, "
         f"harvested in {result.harvested_s:.1f} s"
     )
-    lines.append(f"{out / 'global.safetensors'}: try  p2ptrain evaluate {out / 'global.safetensors'} --data ...")
+    lines.append(f"{out / 'global.safetensors'}: try  p2ptrain evaluate {word(out / 'global.safetensors')} --data ...")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.runtime.report import look_lines, work_line, work_text, works_plain
 from p2ptrain.ui import group_map
 from p2ptrain.wire.messages import NO_PART, MemberState, Record
-from p2ptrain.words import clean, mbit_s, percent, scaled, table
+from p2ptrain.words import clean, counted, listed, mbit_s, percent, scaled, table, told_apart
 
 TITLES = ("peer", "device", "does", "round", "step", "loss", "val", "samples/s", "sent", "part")
 RIGHT = (3, 4, 5, 6, 7, 8)
@@ -39,6 +39,7 @@ _REFUSED = {
     "record-unsigned": "in another's name, unsigned",
     "rumour-unsigned": "of another's coming or going, unsigned",
     "record-unmet": "about peers that nobody here has met",
+    "job-unread": "with a job that this version of p2ptrain can't read",
     "job-code": "with a job whose code was not allowed here",
     "gossip-mass-cut": "cut to the samples that were recorded",
 }
@@ -69,23 +70,37 @@ def is_here(snapshot: Snapshot, record: Record) -> bool:
     return snapshot.states.get(record.peer, "alive") not in GONE
 
 
+def _elsewhere(snapshot: Snapshot, record: Record) -> bool:
+    """It has another job than the one that is shown: rounds, plan and parts of this one are not its."""
+    return snapshot.job is not None and record.job not in ("", snapshot.job.id)
+
+
+def members(snapshot: Snapshot) -> list[Record]:
+    """Of those that are here the ones that have the job that is shown, or none yet."""
+    return [each for each in snapshot.records if is_here(snapshot, each) and not _elsewhere(snapshot, each)]
+
+
 def headline(snapshot: Snapshot) -> str:
     """Job, mode and plan in a line or two."""
     job, plan = snapshot.job, snapshot.plan
-    here = sum(is_here(snapshot, record) for record in snapshot.records)
+    there = [record for record in snapshot.records if is_here(snapshot, record)]
     if job is None:
-        return f"{here} peers; none of them has told its job yet"
+        ids = sorted({record.job for record in there if record.job})
+        told = "none of them has told its job yet" if len(there) != 1 else "it has told no job yet"
+        if ids:
+            told = f"what their job is ({listed(ids)}) has not come here, or is for another version of p2ptrain"
+        return f"{counted(len(there), 'peer')}; {told}"
     lines = [
         f"job {clean(job.name, 40)} ({job.id}): {clean(job.model.name, 60)}, mode {_mode(snapshot)}, "
-        f"{len(job.data.classes)} classes, {job.training.rounds} rounds; peers here: {here}"
+        f"{len(job.data.classes)} classes, {job.training.rounds} rounds; peers here: {len(there)}"
     ]
     if plan is None:
-        lines.append("no plan yet")
+        has_one = any(record.plan and record.job == job.id for record in there)
+        lines.append("the plan that it follows has not come here yet" if has_one else "no plan yet")
     else:
         lines.append(f"plan {plan.hash[:8]}, epoch {epoch_words(plan.epoch)}, parts: {len(plan.parts)}")
         lines += [f"  {with_names(snapshot, line)}" for line in mode_of(job).words.plan_lines(plan, job)]
-        words, there = mode_of(job).words, [record for record in snapshot.records if is_here(snapshot, record)]
-        lines += [f"  {line}" for line in words.kept_lines(plan, job, there)]
+        lines += [f"  {line}" for line in mode_of(job).words.kept_lines(plan, job, members(snapshot))]
         lines += [f"  {clean(line, 400)}" for line in look_lines(looks_of(snapshot.records, job.id))]
         for part in unstaffed(snapshot):
             lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")
@@ -123,14 +138,14 @@ def _mode(snapshot: Snapshot) -> str:
 
 def unstaffed(snapshot: Snapshot) -> list[Part]:
     """Parts whose trainers are all gone or have failed, or that never had one."""
-    here = {record.peer for record in snapshot.records if is_here(snapshot, record) and record.phase != "failed"}
+    here = {record.peer for record in members(snapshot) if record.phase != "failed"}
     return [part for part in snapshot.plan.parts if here.isdisjoint(part.trainers)] if snapshot.plan else []
 
 
 def row(snapshot: Snapshot, record: Record) -> tuple[str, ...]:
     """The cells of one peer, in the order of ``TITLES``."""
     job = snapshot.job
-    rounds = f"/{job.training.rounds}" if job else ""
+    rounds = f"/{job.training.rounds}" if job and not _elsewhere(snapshot, record) else ""
     speed, memory = scaled(record.flops_per_s, "FLOP/s"), scaled(record.memory_bytes, "B")
     return (
         f"{clean(record.name, 24)} {record.peer[:6]}",
@@ -162,22 +177,23 @@ def part_text(snapshot: Snapshot, record: Record) -> str:
     job, plan = snapshot.job, snapshot.plan
     if record.part == NO_PART:
         return "-"
-    if plan is None or job is None or record.part >= len(plan.parts):
+    if plan is None or job is None or record.part >= len(plan.parts) or _elsewhere(snapshot, record):
         return f"#{record.part}"
     return with_names(snapshot, mode_of(job).words.part_text(plan, job, record.part))
 
 
 def with_names(snapshot: Snapshot, text: str) -> str:
     """Peers by what they call themselves."""
-    for record in snapshot.records:
-        if record.name:
-            text = text.replace(record.peer, clean(record.name, 24))
+    for peer, name in told_apart({record.peer: record.name for record in snapshot.records}).items():
+        text = text.replace(peer, clean(name, 32))
     return text
 
 
 def notes(snapshot: Snapshot, record: Record, *, figures: bool = True) -> list[str]:
     """What is to be said of a peer below its row: what it waits for, and what it had to refuse; its ``figures``."""
     said = []
+    if _elsewhere(snapshot, record) and is_here(snapshot, record):
+        said.append(f"has another job ({record.job})")
     if record.waiting_for and is_here(snapshot, record):
         said.append(f"waits for {clean(record.waiting_for, 200)}")
     if record.ends_after and record.phase == "training" and is_here(snapshot, record):
@@ -231,7 +247,7 @@ def render(snapshot: Snapshot) -> str:
 def to_plain(snapshot: Snapshot) -> dict[str, Any]:
     """What ``status --json`` prints."""
     job, plan = snapshot.job, snapshot.plan
-    here = [record for record in snapshot.records if is_here(snapshot, record)]
+    here = members(snapshot)
     looks = looks_of_group(snapshot.records, job.id) if job is not None else []
     return {
         "job": None

@@ -1,10 +1,12 @@
-"""Repaints a status snapshot: with ``rich`` where it is installed, else plainly; line by line where no terminal is.
+"""Repaints a status snapshot: with ``rich`` where it is installed, else plainly; one view after another where nothing
+can be repainted, as in a file, a pipe or a terminal that only writes on.
 
 Invariant: a screen is given text or a snapshot and never asks for one; closing it leaves the terminal as it was.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import IO, Any, Protocol
 
@@ -28,11 +30,11 @@ class Screen(Protocol):
 
 
 class PlainScreen:
-    """Repaints a terminal; into a file or a pipe it writes only what changed, one view after another."""
+    """Repaints a terminal; where that can't be done it writes only what changed, one view after another."""
 
     def __init__(self, out: IO[str]) -> None:
         self._out = out
-        self._repaint = out.isatty()
+        self._repaint = can_repaint(out)
         self._last = ""
 
     def show(self, snapshot: Snapshot | None, words: str = "") -> None:
@@ -85,9 +87,14 @@ def _rich_view(snapshot: Snapshot, width: int) -> Any:
     return Group(Text(status_table.headline(snapshot)), table, below)
 
 
+def can_repaint(out: IO[str]) -> bool:
+    """Whether it is a terminal that takes its cursor back. One of the kind ``dumb`` shows the codes for it as text."""
+    return out.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
 def open_screen(*, plain: bool = False) -> Screen:
     """The best screen that standard output allows."""
-    if plain or not sys.stdout.isatty():
+    if plain or not can_repaint(sys.stdout):
         return PlainScreen(sys.stdout)
     try:
         return RichScreen()

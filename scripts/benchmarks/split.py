@@ -103,8 +103,12 @@ MOST_S, FEW_ROUNDS, MOST_ROUNDS, ENOUGH_S = 600.0, 1, 2, 15.0
 
 @dataclass(slots=True)
 class RoundPace:
-    """When all who train had begun each round, as one who looks on sees it."""
+    """When all who train had begun each round, as one who looks on sees it.
 
+    Only plans with ``owners`` units count: a room that has lost a weak device has faster rounds.
+    """
+
+    owners: int
     began: dict[int, float] = field(default_factory=dict)
     """By round, of the plan in force."""
     plan: Plan | None = None
@@ -125,6 +129,8 @@ class RoundPace:
         if self.plan is None or plan.hash != self.plan.hash:
             self.plan, self.began = plan, {}
         owners = {unit.owner for unit in plan.body.split.units}
+        if len(owners) < self.owners:
+            return
         rounds = [r.round for r in status.records if r.peer in owners and r.plan == plan.hash and r.phase == "training"]
         if len(rounds) == len(owners):
             self.began.setdefault(min(rounds), seconds)
@@ -224,7 +230,7 @@ def _measured(
         job = jobs.job_of(spec)
         if times is None:
             _, times = rehearsal.rehearse(job, devices, controllers)
-        pace = RoundPace()
+        pace = RoundPace(len(WEAK))
         with tempfile.TemporaryDirectory(prefix="p2ptrain-split-") as out, contextlib.suppress(NotCoveredError):
             session.run(
                 spec,
@@ -247,7 +253,7 @@ def figures_of(pace: RoundPace, name: str) -> dict[str, float]:
     """Raises ``TimeoutError`` where no round was measured."""
     rounds, seconds = pace.measured
     if rounds < FEW_ROUNDS or pace.plan is None or not isinstance(pace.plan.body, SplitBody):
-        raise TimeoutError(f"{name}: no round was measured within {MOST_S:g} s")
+        raise TimeoutError(f"{name}: no round of all weak devices was measured within {MOST_S:g} s")
     split = pace.plan.body.split
     return {
         "round_s": seconds / rounds,

@@ -24,6 +24,7 @@ from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.learning.profiling.allocator import training_environment
 from p2ptrain.learning.profiling.device import available_cores
+from p2ptrain.runtime.parent import own_child
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def _train(
         text=True,
         env=environment()
         | training_environment(round(device.memory_mb * 1e6) or None)
-        | {"P2PTRAIN_PARENT": str(os.getpid()), "OMP_NUM_THREADS": str(device.num_threads(available_cores()))},
+        | {**own_child(), "OMP_NUM_THREADS": str(device.num_threads(available_cores()))},
     )
     stack.callback(worker.wait)
     stack.callback(worker.kill)

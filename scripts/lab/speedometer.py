@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.host import environment
+from p2ptrain.runtime.parent import own_child
 
 EVERY_S = 1.5
 SHAPES = ((32, 64, 16), (16, 512, 4))
@@ -51,9 +52,7 @@ class Speedometer:
     def __enter__(self) -> Speedometer:
         cpus = map(str, sorted(os.sched_getaffinity(0)))
         command = [sys.executable, "-m", "lab.speedometer", str(self._file), *cpus]
-        self._process = subprocess.Popen(
-            command, env=environment() | {"P2PTRAIN_PARENT": str(os.getpid()), "OMP_NUM_THREADS": "1"}
-        )
+        self._process = subprocess.Popen(command, env=environment() | {**own_child(), "OMP_NUM_THREADS": "1"})
         return self
 
     def __exit__(self, *_: object) -> None:

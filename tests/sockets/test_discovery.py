@@ -23,7 +23,7 @@ from attackers.outsider import Announcer
 from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag
 from p2ptrain.net import discovery
-from p2ptrain.net.discovery import Discovery, resolve
+from p2ptrain.net.discovery import Discovery
 from p2ptrain.net.guard import shown
 from p2ptrain.net.interfaces import InterfaceAddress, all_addresses, choose, kind_of, usable_addresses
 from p2ptrain.wire.messages import WIRE_VERSION
@@ -335,18 +335,6 @@ def test_a_device_without_an_address_is_found_once_it_has_one() -> None:
         late.ask_again()  # a new question, and a new announcement
         await until(lambda: bool(seen["other"]))
         await asyncio.gather(late.close(), other.close())
-
-    run(test)
-
-
-def test_resolve() -> None:
-    async def test() -> None:
-        assert await resolve("127.0.0.1", 5) == ["tcp://127.0.0.1:5"]
-        assert await resolve("::1", 5) == ["tcp://[::1]:5"]
-        assert await resolve("fe80::1%lo", 5) == ["tcp://[fe80::1%lo]:5"]
-        assert await resolve("a" * 70 + ".local", 5) == []
-        assert "tcp://127.0.0.1:5" in await resolve("localhost", 5)
-        assert await resolve("no.such.host.invalid", 5) == []
 
     run(test)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import struct
+import sys
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from p2ptrain import loggers
 from p2ptrain.errors import UserError
 from p2ptrain.loggers import TensorBoard, _masked, find_logger
 
@@ -45,6 +49,25 @@ def test_each_peer_is_a_run_whatever_its_name(tmp_path: Path) -> None:
     runs = sorted(each.relative_to(tmp_path).parts[0] for each in tmp_path.rglob("events*"))
     assert runs == ["Zoë_s board", "_", "_.._etc", "laptop"]
     assert all(len(records(each)) == 3 for each in tmp_path.rglob("events*"))
+
+
+def test_the_class_that_the_docstring_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (loggers.__doc__ or "").split("\n")
+    block = [line for line in lines if not line or line.startswith("    ")]
+    (tmp_path / "mine.py").write_text(textwrap.dedent("\n".join(block)))
+    calls: list[tuple[object, ...]] = []
+    tracker = SimpleNamespace(
+        start_run=lambda: calls.append(("start",)),
+        end_run=lambda: calls.append(("end",)),
+        log_metrics=lambda values, step: calls.append((values, step)),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", tracker)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.chdir(tmp_path)
+    shown = find_logger("mine:MLflow")()
+    shown.log("laptop", 300, {"loss": 0.25})
+    shown.close()
+    assert calls == [("start",), ({"laptop/loss": 0.25}, 300), ("end",)]
 
 
 def test_a_class_is_found_in_this_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

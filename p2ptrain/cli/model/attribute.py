@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.shared.options import DATA_HELP, allow_option, check_output, load_allowed, progress
+from p2ptrain.cli.shared.options import DATA_HELP, UserPath, allow_option, check_output, load_allowed, progress
 from p2ptrain.errors import UserError
+from p2ptrain.words import word
 
 EXAMPLES = """\b
 Examples:
@@ -21,7 +22,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("model_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("model_file", type=UserPath(), metavar="FILE")
 @click.option("--data", required=True, metavar="SPEC", help=f"{DATA_HELP} Samples of all classes.")
 @click.option(
     "--samples",
@@ -34,7 +35,7 @@ Examples:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=Path("init.safetensors"),
     metavar="FILE",
     help="Where checkpoint and scores go. [default: init.safetensors]",
@@ -75,4 +76,4 @@ def command(model_file: Path, data: str, num_samples: int, output: Path, allow_m
     tensors = dict(model.state_dict()) | {f"{ATTRIBUTION}{layer}": score for layer, score in scores.items()}
     save_model(output, tensors, job, {**card.extra, "job_id": card.job_id, "lineage": list(map(dict, card.lineage))})
     click.echo(f"{output}: checkpoint and scores of {len(layers)} layers, from {len(samples)} samples")
-    click.echo(f"next: p2ptrain job new --data SPEC --model {card.model} --init {output} -o job.toml")
+    click.echo(f"next: p2ptrain job new --data SPEC --model {word(card.model)} --init {word(output)} -o job.toml")

@@ -12,6 +12,7 @@ import click
 
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
+    UserPath,
     allow_option,
     classes_option,
     json_option,
@@ -29,7 +30,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("model_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("model_file", type=UserPath(), metavar="FILE")
 @click.option("--data", required=True, metavar="SPEC", help=f"{DATA_HELP} Its test split, if it has one.")
 @click.option("--shard", default="", metavar="K/N", help="Only the K-th of N equal shares. [default: all samples]")
 @classes_option("Only these classes, such as cat,dog. [default: all]")

@@ -10,7 +10,7 @@ from typing import Literal
 
 import click
 
-from p2ptrain.cli.shared.options import allow_option, check_output, load_allowed
+from p2ptrain.cli.shared.options import UserPath, allow_option, check_output, load_allowed
 
 EXAMPLES = """\b
 Examples:
@@ -20,7 +20,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("model_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("model_file", type=UserPath(), metavar="FILE")
 @click.option(
     "--format",
     "kind",
@@ -28,7 +28,7 @@ Examples:
     required=True,
     help="pt2: PyTorch's own (torch.export.load). onnx: for other runtimes; needs the onnx extra.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where it goes.")
+@click.option("-o", "--output", type=UserPath(), required=True, metavar="FILE", help="Where it goes.")
 @allow_option
 def command(model_file: Path, kind: Literal["pt2", "onnx"], output: Path, allow_model: str) -> None:
     """Turn a harvested model into pt2 or onnx. Inputs are [batch, channels, height, width], normalised.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.shared.options import allow_option, json_option, load_allowed, print_json, warning_of
+from p2ptrain.cli.shared.options import UserPath, allow_option, json_option, load_allowed, print_json, warning_of
 
 EXAMPLES = """\b
 Examples:
@@ -21,7 +21,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("model_file", type=click.Path(path_type=Path), metavar="MODEL")
+@click.argument("model_file", type=UserPath(), metavar="MODEL")
 @click.option("--prompt", default="", metavar="TEXT", help="What the text begins with. [default: nothing]")
 @click.option(
     "--bytes",

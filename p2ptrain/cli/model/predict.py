@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.shared.options import allow_option, json_option, load_allowed, print_json, warning_of
+from p2ptrain.cli.shared.options import UserPath, allow_option, json_option, load_allowed, print_json, warning_of
 
 EXAMPLES = """\b
 Examples:
@@ -21,8 +21,8 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("model_file", type=click.Path(path_type=Path), metavar="MODEL")
-@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="FILE_OR_FOLDER...")
+@click.argument("model_file", type=UserPath(), metavar="MODEL")
+@click.argument("files", type=UserPath(), nargs=-1, required=True, metavar="FILE_OR_FOLDER...")
 @click.option(
     "--top",
     type=click.IntRange(1, 1000),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.shared.options import check_gives_way, write_text
+from p2ptrain.cli.shared.options import UserPath, check_gives_way, write_text
 
 EXAMPLES = """\b
 Examples:
@@ -20,11 +20,11 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("state_dirs", nargs=-1, metavar="DIR...", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("state_dirs", nargs=-1, metavar="DIR...", type=UserPath(file_okay=False, exists=True))
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     default=Path("report.html"),
     metavar="FILE",
     help="The page. [default: report.html]",
@@ -32,7 +32,7 @@ Examples:
 @click.option(
     "--csv",
     "csv_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE",
     help="The figures as a table, too. [default: none]",
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from p2ptrain.errors import UserError
+from p2ptrain.words import word
 
 NAME = "p2ptrain"
 LABEL = "org.p2ptrain.peer"
@@ -81,7 +82,7 @@ def where(kind: str) -> Path:
 
 def next_steps(kind: str, path: Path) -> list[str]:
     if kind == "launchd":
-        return [f"start it: launchctl load -w {path}", f"end it:   launchctl unload -w {path}"]
+        return [f"start it: launchctl load -w {word(path)}", f"end it:   launchctl unload -w {word(path)}"]
     return [
         f"start it: systemctl --user daemon-reload && systemctl --user enable --now {NAME}",
         "without anybody logged in, too: loginctl enable-linger",

@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.shared.options import MoreNames, check_output, classes_option, progress, write_text
+from p2ptrain.cli.shared.options import (
+    MoreNames,
+    UserPath,
+    check_output,
+    classes_option,
+    progress,
+    state_option,
+    write_text,
+)
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.model_config import is_own_code
-from p2ptrain.words import folded, listed, match_class
+from p2ptrain.words import folded, listed, match_class, word
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.store.kept import KeptJob
@@ -36,7 +44,7 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
     """``commented``: a job as the text of its file."""
 
     @click.command("continue", epilog=EXAMPLES)
-    @click.argument("job_file", type=click.Path(path_type=Path), metavar="FILE")
+    @click.argument("job_file", type=UserPath(), metavar="FILE")
     @click.option(
         "--rounds",
         type=click.IntRange(1),
@@ -51,22 +59,15 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
     @click.option(
         "--model",
         "model_file",
-        type=click.Path(path_type=Path),
+        type=UserPath(),
         metavar="FILE",
         help="A harvested model to go on from. [default: the one that this device wrote when the group was done]",
     )
-    @click.option(
-        "--state",
-        "state_dir",
-        type=click.Path(path_type=Path, file_okay=False),
-        envvar="P2PTRAIN_STATE",
-        metavar="DIR",
-        help="Where this device keeps its jobs. [default: $P2PTRAIN_STATE, else ~/.local/state/p2ptrain]",
-    )
+    @state_option
     @click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=UserPath(),
         default=Path("more.toml"),
         metavar="FILE",
         help="The new job file. [default: more.toml]",
@@ -119,8 +120,8 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
         if taken:
             click.echo(f"its model: {taken}")
         click.echo(
-            f"next: p2ptrain peer --job {output} --data SPEC on this device; the others start again with their own "
-            "commands, without --job"
+            f"next: p2ptrain peer --job {word(output)} --data SPEC on this device; the others start again with their "
+            "own commands, without --job"
         )
 
     return command
@@ -144,7 +145,7 @@ def _kept_model(job: Job, job_file: Path, state_dir: Path | None) -> Path:
     from p2ptrain.api import default_state_dir
     from p2ptrain.runtime.store.kept import all_jobs, why_unread
 
-    state = (state_dir or default_state_dir()).expanduser()
+    state = state_dir or default_state_dir()
     differ = [(differing(kept.job, job), kept) for kept in all_jobs(state)]
     like = [kept for keys, kept in differ if keys <= {"training.rounds"}]
     like += [kept for keys, kept in differ if keys - {"training.rounds"} == {"data.classes"}]
@@ -260,7 +261,7 @@ def new_job_hint(job: Job, job_file: Path, kept: KeptJob | None) -> str:
     )
     grows = kept.model is not None and set(kept.job.data.classes) < set(job.data.classes)
     if grows and set(keys) <= {"training.rounds", "data.classes"}:
-        return f"{start}. To go on from that one's model: p2ptrain job continue {job_file} -o more.toml"
+        return f"{start}. To go on from that one's model: p2ptrain job continue {word(job_file)} -o more.toml"
     if keys != ["training.rounds"]:
         return f"{start}. To go on with that one, start without --job"
     if kept.model is None:
@@ -268,5 +269,5 @@ def new_job_hint(job: Job, job_file: Path, kept: KeptJob | None) -> str:
     more = f" --rounds {new - old}" if new > old else ""
     return (
         f"{start} alone ({old} before, {new} now). To go on from that one's model: p2ptrain job continue "
-        f"{job_file}{more} -o more.toml"
+        f"{word(job_file)}{more} -o more.toml"
     )

@@ -8,6 +8,8 @@ Invariant: imports torch only when it is called.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import keyword
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,11 +129,15 @@ def write_template(context: click.Context, parameter: click.Parameter, value: Pa
     if value is None or context.resilient_parsing:
         return
     path = value if value.suffix == ".py" else value.with_suffix(".py")
-    if not path.stem.isidentifier():
+    if not path.stem.isidentifier() or keyword.iskeyword(path.stem):
         raise UserError(f"--model-template {path}: a module's name has letters, digits and _ only, such as my_model.py")
     check_output(path, force=False)
+    if importlib.util.find_spec(path.stem) is not None:
+        raise UserError(f"--model-template {path}: Python has a module {path.stem!r} already; take another name")
     template = Path(__file__).parents[2] / "learning" / "own" / "template.py"
     write_text(path, template.read_text(encoding="utf-8").replace("my_model", path.stem))
     click.echo(f"{path}: a small model; change it, then")
-    click.echo(f"next: p2ptrain job new --data SPEC --model {path.stem}:build -o job.toml")
+    folder = path.resolve().parent
+    where = "" if folder == Path.cwd() else f", in {folder}"
+    click.echo(f"next{where}: p2ptrain job new --data SPEC --model {path.stem}:build -o job.toml")
     context.exit()

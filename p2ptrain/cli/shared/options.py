@@ -5,12 +5,11 @@ Invariant: light. Nothing here imports torch, sockets or the API before a comman
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
+import os
 import re
-import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,6 +66,16 @@ class Share(click.ParamType[float]):
         if not 0 <= share <= 1:
             self.fail(f"{value!r} is no part; expected such as 0.085 or 1/11.8", param, ctx)
         return share
+
+
+class UserPath(click.Path):
+    """A path as a person writes it: ``~`` is their home in ``--state=~/p2p`` too, where shells leave it alone."""
+
+    def __init__(self, **limits: bool) -> None:
+        super().__init__(path_type=Path, **limits)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
 
 
 class Names(click.ParamType[tuple[str, ...]]):
@@ -134,7 +143,7 @@ def state_option(function: F) -> F:
     return click.option(
         "--state",
         "state_dir",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=UserPath(file_okay=False),
         envvar="P2PTRAIN_STATE",
         metavar="DIR",
         help="Directory with this device's key, group and snapshots. "
@@ -259,6 +268,9 @@ def read_group(code: str | None, is_open: bool, state_dir: Path | None) -> Group
     """The group that the options name, or the kept one. Raises ``UserError``."""
     from p2ptrain.api import find_group
 
+    source = click.get_current_context().get_parameter_source("code")
+    if is_open and code is not None and source is click.core.ParameterSource.COMMANDLINE:
+        raise UserError("--open names the group without a code, and --code another one: give one of them")
     return find_group(code, is_open=is_open, state_dir=state_dir)
 
 
@@ -266,8 +278,8 @@ def read_network(
     peers: tuple[str, ...], interfaces: tuple[str, ...], no_discovery: bool, port: int = 0
 ) -> NetworkConfig:
     """Checked at once, so that a wrong address or interface is an error before anything starts."""
-    from p2ptrain.net.discovery import parse_endpoint
     from p2ptrain.net.interfaces import usable_addresses
+    from p2ptrain.net.ways.endpoint import parse_endpoint
     from p2ptrain.runtime.node.node import NetworkConfig
 
     for peer in peers:
@@ -277,11 +289,9 @@ def read_network(
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run`` in which Ctrl-C and SIGTERM both end a command that only looks, quietly."""
+    """``asyncio.run``; ``--help`` does without its import."""
     import asyncio
 
-    with contextlib.suppress(ValueError):  # not in the main thread: a test
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     return asyncio.run(main)
 
 
@@ -337,6 +347,9 @@ def check_output(path: Path, force: bool = True, *, is_text: bool = False) -> Pa
         raise UserError(f"{path}: exists already; name another file with -o, or overwrite it with --force")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path}: no such folder: {path.absolute().parent}; make it first, or name another with -o")
+    folder = path.resolve().parent
+    if (path.is_file() or not path.exists()) and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: this user can't write to {folder}; name another place with -o")
     return path
 
 

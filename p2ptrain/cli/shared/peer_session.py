@@ -28,7 +28,7 @@ from p2ptrain.learning.profiling.allocator import keep_for_messages
 from p2ptrain.loggers import Logger, TensorBoard, find_logger
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.net.group.kept import join_group
-from p2ptrain.net.interfaces import try_to_bind, usable_addresses
+from p2ptrain.net.interfaces import listening_hosts, place, try_to_bind
 from p2ptrain.net.keys import Group
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import new_code
@@ -71,6 +71,11 @@ def prepare_state(state: Path, *, fresh: bool) -> None:
             aside.mkdir(mode=0o700)
             for job in jobs:
                 (state / job).rename(aside / job)
+    except OSError as error:  # of another user, as after a start with sudo
+        raise UserError(
+            f"--fresh: {error.filename or state} can't be set aside ({error.strerror or error}): check whose it is, "
+            "or choose another --state"
+        ) from None
     finally:
         directory.close()
 
@@ -78,10 +83,10 @@ def prepare_state(state: Path, *, fresh: bool) -> None:
 def check_ports(network: NetworkConfig) -> None:
     """Say now if the port asked for, or the next, is taken; binding says it again, but only after the measurement."""
     for port in (network.port, network.port + 1) if network.port else ():
-        for each in usable_addresses(network.interfaces):
-            if why := try_to_bind(each.address, port):
+        for host in listening_hosts(network.interfaces):
+            if why := try_to_bind(host, port):
                 raise UserError(
-                    f"--port {network.port}: can't listen on {each.address}, port {port} ({why}): stop "
+                    f"--port {network.port}: can't listen on {place(host)}, port {port} ({why}): stop "
                     "what runs there, or choose another (two ports are needed, this one and the next)"
                 )
 
@@ -91,10 +96,10 @@ def loggers_of(tensorboard: Path | None, names: Sequence[str]) -> list[Callable[
     found: list[Callable[[], Logger]] = [find_logger(name) for name in names]
     if tensorboard is not None:
         try:
-            tensorboard.expanduser().mkdir(parents=True, exist_ok=True)
+            tensorboard.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--tensorboard {tensorboard}: can't be made ({error.strerror or error})") from None
-        found.append(partial(TensorBoard, tensorboard.expanduser()))
+        found.append(partial(TensorBoard, tensorboard))
     return found
 
 
@@ -165,7 +170,7 @@ class _Session:
         self._is_stopped = False
         """A member has asked the group to stop, and this peer follows."""
         self._told_at = 0.0
-        self._told_lost = 0
+        self._told_lost = self._told_unwritten = 0
         self._watching: asyncio.Task[None] | None = None
         self._pace = RoundPace()
         self._early: list[Line] = []
@@ -320,6 +325,11 @@ class _Session:
 
         So the line about it, which is printed too, brings no next one.
         """
+        if self._node is not None and self._node.journal.lost >= max(1, 2 * self._told_unwritten):
+            self._told_unwritten = self._node.journal.lost
+            self._say(
+                f"the journal in the state directory can't be written: {self._told_unwritten} lines are lost so far"
+            )
         lost = sys.stdout.lost if isinstance(sys.stdout, Aside) else 0
         if self._node is not None and lost >= max(1, 2 * self._told_lost):
             self._told_lost = lost

@@ -22,8 +22,9 @@ from p2ptrain.planning.pipeline.schedule import deepest_warm_up
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.planning.search.search import plan_of, stage_of
 
-HORIZON = 20
-"""Batches."""
+HORIZON = 4
+"""Batches. Few, as a group goes on within a second or two: what then gains more is moved by the next plan, for which
+nothing is gone back to."""
 MOST_TRIED, MOST_SHIFTS = 200, 16
 MOST_SPARES = 4
 """So many peers that stand by are tried in the place of a lost stage."""

@@ -22,7 +22,9 @@ NOTE_EVERY_S = 60.0
 """The same thing about the same peer is not noted more often."""
 MAX_REMEMBERED = 512
 
-FORGIVEN = frozenset({"session", "replay", "version", "banned", "echo", "full", "self", "twin"})
+JOB_UNREAD = "job-unread"
+"""What a peer tells is a job, with something in it that this version of p2ptrain does not know."""
+FORGIVEN = frozenset({"session", "replay", "version", "banned", "echo", "full", "self", "twin", JOB_UNREAD})
 """Counted, but no fault of the sender's: what a restart, a lost frame or an upgrade brings about."""
 
 

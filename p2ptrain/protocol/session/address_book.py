@@ -8,7 +8,8 @@ An address:  due --Hello sent--> dialling --Welcome--> open --its peer is droppe
              open --its visitor has gone, and had told us of it; or nobody needs its peer--> forgotten
              dialling: due again and again, further and further apart; one that leads nowhere is forgotten after a
              while: never if the user gave it, after a day if mDNS showed it, and that day begins anew whenever mDNS
-             shows it again. One that leads to ourselves is never dialled again.
+             shows it again. One that leads to ourselves is not dialled again while our own addresses stay: later it
+             may be somebody else's.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Target:
     attempts: int = 0
     key: bytes = b""
     last_key: bytes = b""
+    is_shut: bool = False
+    """A member answers there, and does not let this device in so far."""
 
     @property
     def kept(self) -> bool:
@@ -76,7 +79,7 @@ class Target:
 
     def open(self, key: bytes) -> None:
         self.key = self.last_key = key
-        self.due = NEVER
+        self.due, self.is_shut = NEVER, False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class Unanswered:
     address: str
     source: Source
     attempts: int
+    is_shut: bool = False
 
 
 class AddressBook:
@@ -145,6 +149,10 @@ class AddressBook:
             self._ourselves[target.address] = None
             if len(self._ourselves) > MAX_ADDRESSES:
                 self._ourselves.popitem(last=False)
+
+    def readdressed(self) -> None:
+        """We have other addresses than before."""
+        self._ourselves.clear()
 
     def lost(self, key: bytes, addresses: Collection[str], now: float, in_use: Collection[str]) -> None:
         """The peer ``key`` was dropped: dial all its addresses again soon, and those it told us of."""

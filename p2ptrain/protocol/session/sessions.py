@@ -134,8 +134,8 @@ class Sessions:
         return self._table[key].address if key else None
 
     def unanswered(self) -> list[Unanswered]:
-        """Addresses being dialled without an answer so far."""
-        return [Unanswered(each.address, each.source, each.attempts) for each in self._book.unanswered()]
+        """Addresses being dialled that lead nowhere so far."""
+        return [Unanswered(t.address, t.source, t.attempts, t.is_shut) for t in self._book.unanswered()]
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -145,6 +145,7 @@ class Sessions:
     def readdress(self, addresses: Iterable[str]) -> None:
         """Our own addresses, as of now, with their zones."""
         self._own = OwnAddresses(addresses)
+        self._book.readdressed()
 
     def next_deadline(self) -> float:
         return min(each.next_deadline() for each in (self._book, self._guests, self._visitors, self._links))
@@ -248,6 +249,7 @@ class Sessions:
             raise RemoteError("proof", f"{target.address} does not hold the code of this group")
         proof = self._handshake.proof(key, welcome)
         if not self._opens(key, welcome, now):
+            target.is_shut = True
             return [SendFrames(target.address, "control", proof), Knocked(key, welcome.name, target.address)]
         end = End(welcome.nonce, self._own.dialable(welcome.addresses), welcome.bulk_port, welcome.software)
         session, effects, admitted = self._admit(key, end, target.address, now)
@@ -308,9 +310,11 @@ class Sessions:
         return note
 
     def _refused(self, key: bytes, refused: Refused, now: float) -> list[Effect]:
-        if key == self.own_key or not self._offences.may_note("refused-us", peer_id(key), now):
-            return []
-        return [refusals.refused_us(peer_id(key), refused)]
+        if key != self.own_key:
+            self.refused["version"] += 1
+            if self._offences.may_note("refused-us", peer_id(key), now):
+                return [refusals.refused_us(peer_id(key), refused)]
+        return []
 
     def _met_ourselves(self, hello: Hello, now: float) -> list[Effect]:
         """An address that leads back to this node; or a copy of our key file runs somewhere."""
@@ -359,8 +363,7 @@ class Sessions:
     def _goodbye(self, key: bytes, now: float) -> list[Effect]:
         """It goes, or needs no link for now. A member that goes should have told the membership: it is looked for."""
         if not self._visitors.is_visitor(key):
-            does = self.when_idle(peer_id(key), now)
-            return self._endings.idle(key, does, now)
+            return self._endings.idle(key, self.when_idle(peer_id(key), now), now)
         self._table[key].said_goodbye = True
         return self._endings.part(key, "goodbye", now, for_good=True)
 

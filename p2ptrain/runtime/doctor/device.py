@@ -16,7 +16,7 @@ from pathlib import Path
 
 import zmq
 
-from p2ptrain.net.interfaces import InterfaceAddress, try_to_bind
+from p2ptrain.net.interfaces import InterfaceAddress, place, try_to_bind
 from p2ptrain.protocol.session.own_addresses import MAX_OWN_ADDRESSES
 from p2ptrain.runtime.doctor.findings import Finding, Level, contents, problem
 from p2ptrain.version import __version__
@@ -56,7 +56,8 @@ def check_interfaces(addresses: Sequence[InterfaceAddress], chosen: Sequence[Int
     remarks = {
         "lan": "",
         "link-local": " (link-local: works only with devices on the same cable or Wi-Fi that have such an address too)",
-        "overlay": " (a VPN: most don't pass multicast; if peers there are not found, name them with --peer HOST:PORT)",
+        "overlay": " (a VPN or the like: most don't pass multicast; if peers there are not found, name them with "
+        "--peer HOST:PORT)",
         "bridge": " (by its name of containers or virtual machines on this device, which others mostly can't reach)",
         "loopback": " (reaches only this device)",
     }
@@ -71,6 +72,9 @@ def check_interfaces(addresses: Sequence[InterfaceAddress], chosen: Sequence[Int
             why = "loopback is left out where there is anything else" if left_out else "not chosen"
             why = f"only the first {MAX_OWN_ADDRESSES} are" if each in chosen else why
             found.append(Finding("fine", "interfaces", f"not advertised ({why}): {place}"))
+    if not addresses:
+        advice = "connect it to the network of the others, and bring up its interfaces (`ip link`)"
+        return [problem("interfaces", "this device has no address: nobody can be met", advice)]
     kinds = {each.kind for each in chosen}
     inside = next((p for p in ("/.dockerenv", "/run/.containerenv") if os.path.exists(p)), "")
     if not kinds - {"loopback"}:
@@ -82,20 +86,18 @@ def check_interfaces(addresses: Sequence[InterfaceAddress], chosen: Sequence[Int
     elif not kinds - {"loopback", "bridge"} or inside:
         text = "this may be a container, whose addresses others can't reach unless it shares the host's network"
         found.append(Finding("hint", "interfaces", text, "start the container with --network host"))
-    if "microsoft" in contents("/proc/version").lower():
+    if re.search("microsoft-standard|WSL2", contents("/proc/version")):  # the first WSL has the network of Windows
         text = "this is WSL, whose network is by default behind the address of Windows"
         found.append(Finding("hint", "interfaces", text, "set networkingMode=mirrored in .wslconfig"))
     return found
 
 
-def check_ports(port: int, chosen: Sequence[InterfaceAddress]) -> list[Finding]:
-    """Whether a peer could listen: two ports, on every chosen address."""
-    if not chosen:
-        return [Finding("hint", "ports", "there is no address to listen on: no port was tried")]
+def check_ports(port: int, hosts: Sequence[str]) -> list[Finding]:
+    """Whether a peer could listen: two ports, on all that it would listen on."""
     for wanted in (port, port + 1) if port else (0, 0):
-        for each in chosen:
-            if why := try_to_bind(each.address, wanted):
-                text = f"can't listen on {each.address}, port {wanted or 'any'} ({why})"
+        for host in hosts:
+            if why := try_to_bind(host, wanted):
+                text = f"can't listen on {place(host)}, port {wanted or 'any'} ({why})"
                 advice = "if a peer of yours runs there, fine; else choose another --port (it and the next are used)"
                 return [problem("ports", text, advice)]
     return [Finding("fine", "ports", f"can listen on {f'{port} and {port + 1}' if port else 'any free port'}")]
@@ -113,9 +115,13 @@ def check_firewall(system: str = sys.platform, root: Path = Path("/")) -> list[F
     ufw = root / "etc/ufw/ufw.conf"
     if ufw.exists() and not os.access(ufw, os.R_OK):
         return [Finding("hint", "firewall", f"ufw is installed, and whether it is on needs root to see; {need}", UFW)]
-    if any(re.fullmatch(r"\s*enabled\s*=\s*[\"']?yes[\"']?\s*", line.lower()) for line in contents(ufw).splitlines()):
+    if any(
+        re.fullmatch(r"\s*enabled\s*=\s*[\"']?yes[\"']?\s*(#.*)?", line.lower()) for line in contents(ufw).splitlines()
+    ):
         return [Finding("hint", "firewall", f"ufw is switched on by its settings; {need}", UFW)]
     if (root / "run/firewalld").exists():
         advice = "run: sudo firewall-cmd --add-service=mdns --add-port=5710-5711/tcp"
         return [Finding("hint", "firewall", f"firewalld seems to run (/run/firewalld is there); {need}", advice)]
-    return [Finding("fine", "firewall", "no sign of ufw or firewalld (what else may filter needs root to see)")]
+    seen = "ufw is switched off by its settings, and there is no sign of firewalld"
+    seen = seen if ufw.exists() else "no sign of ufw or firewalld"
+    return [Finding("fine", "firewall", f"{seen} (what else may filter needs root to see)")]

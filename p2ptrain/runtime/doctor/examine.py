@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from p2ptrain.net.interfaces import all_addresses, choose
+from p2ptrain.net.interfaces import all_addresses, choose, listening_hosts
 from p2ptrain.net.keys import Group
 from p2ptrain.runtime.doctor.device import check_clock, check_firewall, check_interfaces, check_ports, check_versions
 from p2ptrain.runtime.doctor.findings import Finding
@@ -26,7 +26,7 @@ async def examine(
     findings += check_interfaces(addresses, chosen)
     if network.discover:
         findings += await check_multicast(chosen, [each.address for each in addresses])
-    findings += check_ports(network.port, chosen)
+    findings += check_ports(network.port, listening_hosts(network.interfaces))
     findings += check_firewall()
     if group is None:
         text = "no join code given, and none kept on this device: no peers were looked for"

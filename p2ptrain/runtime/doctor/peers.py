@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +23,10 @@ from zmq.utils.monitor import parse_monitor_message
 
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.net.discovery import parse_endpoint, resolve
 from p2ptrain.net.group.admission import visitors_door
 from p2ptrain.net.interfaces import all_addresses
 from p2ptrain.net.keys import Group, new_identity
+from p2ptrain.net.ways.endpoint import parse_endpoint, resolve
 from p2ptrain.net.ways.path import GREETING, SLOW_S, large_packets
 from p2ptrain.runtime.doctor.findings import Finding, problem
 from p2ptrain.runtime.node.node import NetworkConfig
@@ -54,31 +53,29 @@ async def check_peers(
     """All that can be said of peers."""
     given = {text: await resolve(*parse_endpoint(text)) for text in network.peers}
     found = [
-        problem(
-            "peers", f"--peer {text}: the name can't be looked up here", "check its spelling, or give the IP address"
-        )
-        for text, addresses in given.items()
-        if not addresses
+        problem("peers", f"--peer {text} {why_none}", "check its spelling, or give the IP address")
+        for text, (_, why_none) in given.items()
+        if why_none
     ]
     try:
         door = visitors_door(group, state_dir)
     except UserError as error:
         what, _, advice = str(error).partition(": ")
         return [*found, problem("peers", what, advice)]
-    with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
-        node = ObserverNode(group, network, Path(directory), door)
-        try:
-            await node.start()
-            began = time.monotonic()
-            with contextlib.suppress(UserError):
-                await node.look_around(wait_s)
-            found += await _about_peers(node, group, given, time.monotonic() - began)
-        finally:
-            await node.close()
+    node = ObserverNode(group, network, door)
+    try:
+        await node.start()
+        began = time.monotonic()
+        with contextlib.suppress(UserError):
+            await node.look_around(wait_s)
+        named = {address for addresses, _ in given.values() for address in addresses}
+        found += await _about_peers(node, group, named, time.monotonic() - began)
+    finally:
+        await node.close()
     return found
 
 
-async def _about_peers(node: ObserverNode, group: Group, given: dict[str, list[str]], waited_s: float) -> list[Finding]:
+async def _about_peers(node: ObserverNode, group: Group, named: Collection[str], waited_s: float) -> list[Finding]:
     observer, found = node.observer, []
     mdns = node.discovery.status if node.discovery else "switched off by --no-discovery"
     if mdns.startswith("failed"):
@@ -88,7 +85,6 @@ async def _about_peers(node: ObserverNode, group: Group, given: dict[str, list[s
         found += findings
     versions = _other_versions(node)
     found += versions
-    named = {address for addresses in given.values() for address in addresses}
     addresses = dict.fromkeys([*sorted(named), *(each.address for each in observer.sessions.unanswered())])
     met_otherwise = {a for p in met if (r := observer.records.get(p)) for a in r.addresses}
     tried = [a for a in addresses if a not in met.values() and (a in named or without_zone(a) not in met_otherwise)][
@@ -143,9 +139,8 @@ def large_lost(what: str) -> Finding:
 def _another_group(label: str, places: Sequence[str], group: Group) -> Finding:
     where = " ".join(each.removeprefix("tcp://") for each in places[:2])
     if label.startswith(f"{group.tag} "):
-        text = (
-            f"a peer of this group at {where} has another {label.partition('(')[2].rstrip(')')}, ours is {WIRE_VERSION}"
-        )
+        theirs = label.partition("(")[2].rstrip(")")
+        text = f"a peer of this group at {where} announces another {theirs}, ours is {WIRE_VERSION}"
         return problem("peers", text, "install the same p2ptrain on both, the newer one")
     text = f"another group announces itself: {label}, at {where}"
     return Finding("hint", "peers", text, "if that is a device of yours, its code differs: give it this one's")
@@ -170,7 +165,7 @@ def _clock_of(name: str, version_ms: int) -> list[Finding]:
     ahead_s = version_ms / 1000 - time.time()
     if ahead_s < CLOCK_TOLERANCE_S:
         return []
-    text = f"the clock of {name} is, or was when it joined, at least {ahead_s:.0f} s ahead of this device's"
+    text = f"the clock of {name} is, or once was, at least {ahead_s:.0f} s ahead of this device's"
     return [problem("clock", text, "set both clocks, for example with NTP; journals of the two don't fit else")]
 
 

@@ -127,7 +127,7 @@ class Recorder:
         at, before, said = self._written.get(record.peer, (0.0, None, None))
         moved = said is not None and (said.step, said.samples, said.loss) != (record.step, record.samples, record.loss)
         due_s = every_s if every_s is not None else OWN_EVERY_S if own else OTHERS_EVERY_S
-        if mark != before or (moved and now - at >= due_s):
+        if mark != before or (moved and not 0 <= now - at < due_s):  # or the clock was set
             self._written[record.peer] = (now, mark, record)
             if own and record.loss:
                 self._told_round = max(self._told_round, record.round)

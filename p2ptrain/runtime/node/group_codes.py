@@ -18,12 +18,12 @@ from collections.abc import Callable
 
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import JobId, PeerId, peer_id
-from p2ptrain.net.discovery import parse_endpoint, resolve
 from p2ptrain.net.group.admission import admit, door_of, lets_in
 from p2ptrain.net.group.courier import Courier
 from p2ptrain.net.group.founding import Founding
 from p2ptrain.net.group.kept import KeptGroup, load_kept, save_kept
 from p2ptrain.net.group.rotation import LeftOut, can_be_passed_on, read_notice
+from p2ptrain.net.ways.endpoint import parse_endpoint, resolve
 from p2ptrain.protocol.machine import Note, Send
 from p2ptrain.protocol.session.door import Door
 from p2ptrain.protocol.session.effects import Knocked, NoticeTold
@@ -79,7 +79,7 @@ class GroupCodes:
         known = [address for each in self._members.values() for address in each.addresses]
         known += [address for each in self._state.load_addresses().values() for address in each]
         for host, port in map(parse_endpoint, node.network.peers if self.kept.former else ()):
-            known += await resolve(host, port)
+            known += (await resolve(host, port))[0]
         own = set(node.addresses())
         self.courier.known(address for address in known if address not in own)
         visiting = asyncio.ensure_future(self.courier.run(lambda address: self._is_here(peer, address)))

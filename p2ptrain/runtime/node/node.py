@@ -21,11 +21,12 @@ from typing import Any
 from p2ptrain.core.effects import Effects
 from p2ptrain.ids import GroupTag, PeerId, peer_id
 from p2ptrain.net.asking import Asking
-from p2ptrain.net.discovery import Discovery, parse_endpoint, resolve
-from p2ptrain.net.interfaces import usable_addresses
+from p2ptrain.net.discovery import Discovery
+from p2ptrain.net.interfaces import listening_hosts, usable_addresses
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.net.limits import raise_open_files
 from p2ptrain.net.transport import Transport
+from p2ptrain.net.ways.endpoint import parse_endpoint, resolve
 from p2ptrain.net.ways.knock import Knocking
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.machine import Note
@@ -92,7 +93,7 @@ class Node:
             identity,
             group,
             self._frames,
-            self._hosts(),
+            listening_hosts(network.interfaces),
             network.port,
             bulk_bytes_per_s=network.bulk_bytes_per_s,
             on_refused=self._socket_refused,
@@ -105,15 +106,15 @@ class Node:
 
     async def start(self) -> None:
         """Bind, then find others in the background. Raises ``UserError`` (a busy port, no such interface)."""
-        endpoints = [parse_endpoint(text) for text in self.network.peers]
+        endpoints = {text: parse_endpoint(text) for text in self.network.peers}
         raise_open_files()
         await self.transport.start()
         self._addresses = self.addresses()
         self.core = self.make_core()
         self.core.transfers.has_room = self._has_room
         self._tell_loopback(self._hosts_found())
-        for host, port in endpoints:
-            self._spawn(self._dial_given(host, port))
+        for text, endpoint in endpoints.items():
+            self._spawn(self._dial_given(text, *endpoint))
         if self.network.discover:
             self.discovery = Discovery(
                 self.group.tag,
@@ -302,8 +303,8 @@ class Node:
 
     def _discovery_says(self, status: str) -> None:
         """mDNS works, or does not any more."""
-        failed = status.startswith("failed")
-        self.tell_trouble("mDNS", status if failed else "")
+        failed, discovery = status.startswith("failed"), self.discovery
+        self.tell_trouble("mDNS", status if failed else discovery.lacking if discovery is not None else "")
         if not failed:
             self.note(Note("discovery", (("status", status),)))
 
@@ -316,12 +317,12 @@ class Node:
             if asking.is_due(core.num_missing(), self.now()):
                 discovery.ask_again()
 
-    async def _dial_given(self, host: str, port: int) -> None:
+    async def _dial_given(self, text: str, host: str, port: int) -> None:
         """A name that the user gave may be unknown for now, or lead elsewhere later."""
         core = self.core
         while core is not None:
-            found = await resolve(host, port)
-            self.tell_trouble(f"--peer {host}:{port}", "" if found else "is a name that nobody knows here")
+            found, why_none = await resolve(host, port)
+            self.tell_trouble(f"--peer {text}", why_none)
             for address in found:
                 self._proposed(address, "given")
             await asyncio.sleep(RESOLVE_S)
@@ -391,10 +392,6 @@ class Node:
             self.core.sessions.readdress(addresses)
 
     # --- interfaces ---
-
-    def _hosts(self) -> Sequence[str]:
-        named = self.network.interfaces
-        return tuple(each.address for each in usable_addresses(named)) if named else ("*",)
 
     def _hosts_found(self) -> tuple[str, ...]:
         return tuple(each.address for each in usable_addresses(self.network.interfaces, strict=False))

@@ -11,11 +11,12 @@ from collections import Counter
 from p2ptrain.config import Job
 from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, Effects
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import JobError, RemoteError
+from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, JobId, PeerId, peer_id
-from p2ptrain.modes.jobs import job_from_json
+from p2ptrain.modes.jobs import job_told
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.session.abuse import JOB_UNREAD
 from p2ptrain.protocol.session.door import OPEN_DOOR, Door
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.protocol.session.sessions import MAX_PEERS
@@ -63,6 +64,8 @@ class Observer(Core):
         self.peer_refused: dict[PeerId, Counter[str]] = {}
         self.jobs: dict[str, Job] = {}
         """By id: as somebody told them."""
+        self.job_unread = ""
+        """Why this version can't read a job that somebody told; "" = nobody told such."""
         self.only_job = ""
         """The id of the job that this visit is for; "" = whatever the group trains."""
         self.plans: dict[str, Plan] = {}
@@ -260,9 +263,10 @@ class Observer(Core):
 
     def _job_came(self, sender: PeerId, message: m.JobReply, now: float) -> Effects:
         try:
-            job = job_from_json(message.data.decode("utf-8", errors="replace"))
-        except (JobError, RecursionError) as error:
-            raise RemoteError("job", str(error)) from None
+            job = job_told(message.data)
+        except RemoteError as error:
+            self.job_unread = error.detail if error.reason == JOB_UNREAD else self.job_unread
+            raise
         if job.id not in self.jobs:
             self.jobs[job.id] = job
             self.changed_at = now

@@ -1,8 +1,12 @@
-"""The node of someone who only looks: an observer, and where the blobs lie that it fetches."""
+"""The node of someone who only looks: an observer, and where the blobs lie that it fetches.
+
+Invariant: who fetches nothing needs no room on any disk.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +38,7 @@ PATIENCE_S = 3.0
 
 
 class ObserverNode(Node):
-    """An observer with a key of its own for this one visit; fetched blobs lie in ``directory``.
+    """An observer with a key of its own for this one visit; what it fetches lies in a folder that goes with it.
 
     It looks for peers and is not announced itself: it may be gone before they have heard of it.
     """
@@ -42,13 +46,12 @@ class ObserverNode(Node):
     announces = False
     linger_s = GOODBYE_S
 
-    def __init__(
-        self, group: Group, network: NetworkConfig, directory: Path, door: Callable[[bytes], Door] | None = None
-    ) -> None:
+    def __init__(self, group: Group, network: NetworkConfig, door: Callable[[bytes], Door] | None = None) -> None:
         """``door``: of the visit with that key, where the group lets devices in one by one. Raises ``UserError``."""
         super().__init__(new_identity(), group, network, Journal(None))
         self._door = (door or visitors_door(group, None))(self.identity.public)
-        self.blobs = Blobs(directory, quota_bytes=1 << 62, ephemeral_bytes=1 << 20, disk=Disk())
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._blobs: Blobs | None = None
         self._observer: Observer | None = None
 
     async def close(self) -> None:
@@ -56,6 +59,23 @@ class ObserverNode(Node):
         if self._observer is not None:
             self.feed(self._observer.leave)
         await super().close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    @property
+    def blobs(self) -> Blobs:
+        """Raises ``UserError`` where no file can be written for a while."""
+        if self._blobs is None:
+            try:
+                self._folder = tempfile.TemporaryDirectory(prefix="p2ptrain-")
+            except OSError as error:
+                raise UserError(
+                    f"no folder for what is fetched ({error.strerror or error}): make room on this device's disks, or "
+                    "name a folder that can be written to with TMPDIR"
+                ) from None
+            folder = Path(self._folder.name)
+            self._blobs = Blobs(folder, quota_bytes=1 << 62, ephemeral_bytes=1 << 20, disk=Disk())
+        return self._blobs
 
     @property
     def observer(self) -> Observer:

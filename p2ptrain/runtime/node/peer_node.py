@@ -364,8 +364,8 @@ class PeerNode(Node):
         peer, options = self._peer, self.options
         if peer is None or not peer.job_id:
             return
-        kept, name = self.state.path / peer.job_id / MODEL, peer.records.own.name
-        request = request_of(options, self.group, peer.job_id, kept, self.addresses(), self.network.interfaces, name)
+        kept, own = self.state.path / peer.job_id / MODEL, (peer.group.name_of(peer.own_id), peer.own_id)
+        request = request_of(options, self.group, peer.job_id, kept, self.addresses(), self.network.interfaces, *own)
         made = await keep_model(request, options.num_threads or 1, self.note)
         if made is not None and made.samples:
             self.feed(lambda now: peer.tell(now, accuracy=made.accuracy, model_samples=made.samples))

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2ptrain.config import Job
+from p2ptrain.errors import UserError
+
+MAX_NAME = 64
+"""Characters: everybody is told it all the time, and refuses what is longer than a message has room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +48,7 @@ class PeerOptions:
     """Where the model goes when the group is done; None = into the state directory."""
     keep_model: bool = True
     """Whether it is written at all."""
+
+    def __post_init__(self) -> None:
+        if len(self.name) > MAX_NAME:
+            raise UserError(f"the name {self.name[:24]}... is longer than {MAX_NAME} characters: give a shorter --name")

@@ -116,7 +116,7 @@ class Core:
 
     def finding(self) -> str:
         """What came of looking for others, for people."""
-        return finding_words(self.sessions.unanswered(), self.troubles)
+        return finding_words(self.sessions.unanswered(), self.troubles, self.sessions.refused["version"] > 0)
 
     # --- what the node calls ---
 

@@ -4,7 +4,7 @@ Invariant: a job whose model is a function of somebody's own is taken only where
 function, and nobody is ever told to allow one: who answers first may be anybody. All is bounded, whoever answers.
 
     nobody has told --a job--> settling --``SETTLE_S`` later--> the one that most tell
-    told only of such that may not run here: goes on asking, and says so
+    told only of such that may not run here, or can't be read: goes on asking, and says so
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 from p2ptrain.config import Job
-from p2ptrain.errors import JobError, RemoteError
+from p2ptrain.errors import RemoteError
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.model_config import refused_code
-from p2ptrain.modes.jobs import job_from_json
+from p2ptrain.modes.jobs import job_told
 from p2ptrain.protocol.machine import NEVER
+from p2ptrain.protocol.session.abuse import JOB_UNREAD
 
 SETTLE_S = 1.0
 """Everybody who was asked answers within that, or most do."""
@@ -33,6 +34,8 @@ class JobSearch:
         self._jobs: dict[JobId, Job] = {}
         self._told: OrderedDict[PeerId, JobId] = OrderedDict()
         self._code_from: set[PeerId] = set()
+        self._unread: dict[PeerId, str] = {}
+        """Who tells a job that this version can't read, and why not."""
         self._due = NEVER
 
     def next_deadline(self) -> float:
@@ -41,9 +44,11 @@ class JobSearch:
     def told(self, sender: PeerId, data: bytes, now: float) -> None:
         """``sender`` says that this is the job. Raises ``RemoteError`` for what is none."""
         try:
-            job = job_from_json(data.decode("utf-8", errors="replace"))
-        except (JobError, RecursionError) as error:
-            raise RemoteError("job", str(error)) from None
+            job = job_told(data)
+        except RemoteError as error:
+            if error.reason == JOB_UNREAD and len(self._unread) < MAX_TELLERS:
+                self._unread[sender] = error.detail
+            raise
         if refused_code(job.own_code, self._allowed):
             if len(self._code_from) < MAX_TELLERS:
                 self._code_from.add(sender)
@@ -70,5 +75,11 @@ class JobSearch:
             return (
                 f"a job that may run on this device: what {len(self._code_from)} of the others tell has code of "
                 "somebody's own as its model or as a part, and --allow-model does not name that, nor does --allow-code"
+            )
+        if self._unread:
+            why = next(reversed(self._unread.values()))
+            return (
+                f"a job that this version of p2ptrain can read: what {len(self._unread)} of the others tell is none "
+                f"({why}); install the same version on all devices"
             )
         return "a group: nobody found yet" if is_alone else "the job: nobody has told it yet"

@@ -24,19 +24,25 @@ _BY: Mapping[Source, str] = {
 }
 
 
-def finding_words(unanswered: Sequence[Unanswered], troubles: Mapping[str, str]) -> str:
-    """``troubles``: by source, why it finds nothing. "" where there is nothing to say."""
+def finding_words(unanswered: Sequence[Unanswered], troubles: Mapping[str, str], other_version: bool = False) -> str:
+    """``troubles``: by source, why it finds nothing; ``other_version``: a peer of one was met, at whatever address.
+
+    "" where there is nothing to say.
+    """
     order = list(_BY)
     tried = sorted((each for each in unanswered if each.attempts), key=lambda each: order.index(each.source))
-    said = [_tried(each) for each in tried[:MAX_NAMED]]
+    said = ["a peer of another version of p2ptrain was met: install the same on all"] if other_version else []
+    said += [_tried(each, other_version) for each in tried[:MAX_NAMED]]
     if len(tried) > MAX_NAMED:
         said.append(f"nor do {len(tried) - MAX_NAMED} other addresses")
     return "; ".join([*said, *(f"{source} {why}" for source, why in sorted(troubles.items()))])
 
 
-def _tried(each: Unanswered) -> str:
+def _tried(each: Unanswered, other_version: bool) -> str:
+    what = "doesn't answer" if not other_version else "led to nobody of this version so far"
+    what = "answers, and does not let this device in so far" if each.is_shut else what
     tries = "1 try" if each.attempts == 1 else f"{each.attempts} tries"
-    return f"{each.address.removeprefix('tcp://')}, {_BY[each.source]}, doesn't answer ({tries})"
+    return f"{each.address.removeprefix('tcp://')}, {_BY[each.source]}, {what} ({tries})"
 
 
 def waiting_words(

@@ -31,6 +31,7 @@ from p2ptrain.learning.profiling.allocator import training_environment
 from p2ptrain.modes.registry import commands
 from p2ptrain.net.limits import ADVICE, NONE_LEFT
 from p2ptrain.runtime.outlet import Outlet
+from p2ptrain.runtime.parent import die_with_parent, own_child
 from p2ptrain.wire.shared_bytes import SharedBytes
 
 STOP_TIMEOUT_S = 2.0
@@ -62,7 +63,7 @@ class TrainerProcess:
             ours, theirs = socket.socketpair()
         except OSError as error:
             raise _not_started(error) from error
-        parent = {"OMP_NUM_THREADS": str(self._num_threads), "P2PTRAIN_PARENT": str(os.getpid())}
+        parent = {"OMP_NUM_THREADS": str(self._num_threads), **own_child()}
         command = [sys.executable, "-m", "p2ptrain.runtime.trainer", str(theirs.fileno())]
         try:
             with theirs:
@@ -254,14 +255,8 @@ def _exactly(link: socket.socket, num_bytes: int) -> bytes:
 
 
 def die_with_node() -> None:
-    """Ask the kernel to kill this process when its node dies, and yield the processor to the node."""
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != int(os.environ.get("P2PTRAIN_PARENT", os.getppid())):
-        sys.exit("the node was gone before its trainer began")
+    """End when the node does, and yield the processor to it."""
+    die_with_parent()
     with contextlib.suppress(OSError):
         os.nice(5)  # the node must answer pings while we train
     for name in (signal.SIGINT, signal.SIGTERM):  # the node's to handle; it will tell us

@@ -108,7 +108,7 @@ def gather(folders: Sequence[Path], job: str = "") -> Gathered:
     read = {folder: _read(folder) for folder in folders}
     jobs = {str(line.fields.get("job")): line for lines in read.values() for line in lines if line.kind == "job"}
     newest = max((line for lines in read.values() for line in lines if line.fields.get("job")), key=_time, default=None)
-    where = listed([str(folder) for folder in folders])
+    where = listed([str(folder) for folder in folders], width=200)
     if newest is None:
         raise UserError(f"{where}: no {FILE}; name the folder that a peer had as --state, or start a peer")
     chosen = job or str(newest.fields["job"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from p2ptrain.cli.main import main
@@ -13,3 +15,8 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
         main(arguments)
     out, err = capsys.readouterr()
     return int(ended.value.code or 0), out, err
+
+
+def typed(text: str | bytes) -> io.TextIOWrapper:
+    """Into the standard input, which is no terminal."""
+    return io.TextIOWrapper(io.BytesIO(text.encode() if isinstance(text, str) else text))

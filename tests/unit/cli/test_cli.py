@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import subprocess
@@ -13,10 +12,12 @@ from pathlib import Path
 
 import click
 import pytest
-from command_line import run
+from command_line import run, typed
 
+from p2ptrain.api import default_state_dir
 from p2ptrain.cli.main import COMMANDS, cli
 from p2ptrain.cli.shared.options import Duration, Names
+from p2ptrain.errors import UserError
 from p2ptrain.modes.jobs import load_job, mode_tables
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.net.group.kept import load_group
@@ -156,6 +157,11 @@ PEER = ["peer", "--code", CODE, *LOOPBACK]
         (["harvest", "--nope"], "p2ptrain harvest --help"),
         (["status"], "p2ptrain group new"),
         (["status", "--code", "ABCD"], "instead of 28"),
+        (["status", "--code", ""], "has 0 letters and digits instead of 28"),
+        (["doctor", "--code", ""], "has 0 letters and digits instead of 28"),
+        (["status", "--code", CODE, "--open"], "give one of them"),
+        (["peer", "--code", CODE, "--open"], "give one of them"),
+        (["status", "--code", CODE, "--peer", "fe80::1:5710"], "in brackets"),
         (["status", "--code", CODE[:-1] + ("0" if CODE[-1] != "0" else "1")], "mistyped"),
         (["status", "--code", CODE, "--interface", "eth77"], "choose --interface from"),
         (["status", "--code", CODE, *LOOPBACK, "--wait", "0.2"], "p2ptrain doctor"),
@@ -224,15 +230,38 @@ def test_a_state_directory_in_use_and_a_busy_port_are_one_line(
     assert status == 2 and "--port" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_code_comes_from_a_file_as_editors_save_it(
+    encoding: str, state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", typed(f"\r\n\r\n  {CODE}\r\n\r\nkeep this secret\r\n".encode(encoding)))
+    assert run(["group", "join"], capsys)[0] == 0
+    assert str(load_group(state)) == CODE
+
+
+def test_the_home_directory_is_meant_where_the_shell_leaves_its_sign(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "Jörg B"))
+    assert run(["group", "new", "--state=~/one"], capsys)[0] == 0
+    monkeypatch.setenv("P2PTRAIN_STATE", "~/two")
+    assert run(["group", "new"], capsys)[0] == 0 and default_state_dir() == tmp_path / "Jörg B" / "two"
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("group.code"))] == [
+        "Jörg B/one/group.code",
+        "Jörg B/two/group.code",
+    ]
+
+
 def test_a_code_is_made_kept_and_shown_and_the_former_one_is_not_lost(
     state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, first, _ = run(["group", "new"], capsys)
     code = str(new_group())
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{code.lower()}\n"))
+    monkeypatch.setattr("sys.stdin", typed(f"{code.lower()}\n"))
     _, out, err = run(["group", "join"], capsys)
     assert out == "" and first.strip() in err and str(load_group(state)) == code
-    monkeypatch.setattr("sys.stdin", io.StringIO("K7QF\n"))
+    monkeypatch.setattr("sys.stdin", typed("K7QF\n"))
     assert run(["group", "join"], capsys)[0] == 2 and str(load_group(state)) == code
     monkeypatch.setenv("P2PTRAIN_CODE", first.strip())
     assert json.loads(run(["group", "join", "--json"], capsys)[1]) == {"former": code}
@@ -409,6 +438,18 @@ def test_the_check_before_the_start_tells_what_is_for_validation(
     assert "37 samples of 2 classes (cat, dog), and 3 for validation" in capsys.readouterr().out
 
 
+def test_what_fresh_cannot_set_aside_is_said(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from p2ptrain.cli.shared.peer_session import prepare_state
+    from p2ptrain.runtime.store.state_dir import StateDir
+
+    (state / "0123456789abcdef").mkdir(parents=True)
+    (state / "before-fresh").mkdir()
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # another user's: it stays
+    with pytest.raises(UserError, match=r"--fresh: .*before-fresh can't be set aside .File exists."):
+        prepare_state(state, fresh=True)
+    StateDir(state).close()  # it is free again
+
+
 def test_fresh_sets_jobs_aside_and_keeps_the_identity(state: Path) -> None:
     from p2ptrain.cli.shared.peer_session import SET_ASIDE, prepare_state
     from p2ptrain.net.keys import load_or_make_identity
@@ -483,7 +524,11 @@ def test_a_model_of_ones_own_from_the_template_to_the_check(
     status, out, _ = run(["job", "new", "--model-template", "their_net.py"], capsys)
     assert status == 0 and "p2ptrain job new --data SPEC --model their_net:build" in out
     assert run(["job", "new", "--model-template", "their_net.py"], capsys)[0] == 2  # what was changed is not lost
-    assert run(["job", "new", "--model-template", "my-net.py"], capsys)[0] == 2
+    for name in ("my-net.py", "class.py", "torch.py"):  # that would take torch's place in this folder
+        assert run(["job", "new", "--model-template", name], capsys)[0] == 2 and not Path(name).exists()
+    (tmp_path / "below").mkdir()
+    _, out, _ = run(["job", "new", "--model-template", "below/other_net.py"], capsys)
+    assert f"next, in {tmp_path / 'below'}: p2ptrain job new" in out
     spec = npz(tmp_path)
     status, out, _ = run(["job", "new", "--data", spec, "--model", "their_net:build", "-o", "j.toml"], capsys)
     assert status == 0 and out.splitlines()[-1].endswith("--allow-model their_net:build")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from pathlib import Path
 
 import pytest
-from command_line import run
+from command_line import run, typed
 
 from p2ptrain.ids import JobId
 from p2ptrain.net.group.kept import load_kept
@@ -60,7 +59,7 @@ def test_the_device_that_made_the_code_gives_the_group_another(
 
     again = json.loads(run(["group", "rotate", *ALONE, "--json"], capsys)[1])
     assert again["former"] == out.strip() and again["awaited"] == [laptop.peer] and again["removed"] == []
-    monkeypatch.setattr("sys.stdin", io.StringIO(first))
+    monkeypatch.setattr("sys.stdin", typed(first))
     _, _, err = run(["group", "join"], capsys)
     assert "old code" in err and str((load_kept(state) or kept).group) == again["code"]
     assert run(["group", "show"], capsys)[1].strip() == again["code"]
@@ -69,7 +68,7 @@ def test_the_device_that_made_the_code_gives_the_group_another(
 def test_nobody_else_can(state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     status, _, err = run(["group", "rotate", *ALONE], capsys)
     assert status == 2 and "group new" in err
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{new_group()}\n"))
+    monkeypatch.setattr("sys.stdin", typed(f"{new_group()}\n"))
     run(["group", "join"], capsys)
     before = (state / "group.code").read_text()
     for arguments in (["group", "rotate"], ["group", "remove", "pi"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from p2ptrain.cli import log
+from p2ptrain.errors import UserError
 from p2ptrain.runtime.node.journal import Journal, Line, old_path
 
 NOW = time.time()
@@ -55,6 +57,13 @@ def test_lines_as_they_are(state: Path) -> None:
     assert "mbit_s=94" in line
     told = [json.loads(each) for each in said(state, "--json")]
     assert [each["kind"] for each in told] == ["joined", "round", "link", "left"] and told[1]["loss"] == 0.5
+
+
+def test_a_journal_of_another_user_is_an_error_and_no_empty_one(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).suffix != ".jsonl" and may(path, mode))
+    result = CliRunner().invoke(log.command, ["--state", str(state)])
+    assert isinstance(result.exception, UserError) and "can't be read by this user" in str(result.exception)
 
 
 def test_a_folder_without_a_journal_is_an_error(tmp_path: Path) -> None:

@@ -77,9 +77,12 @@ def test_a_disk_that_cannot_sync_folders(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"whole"
 
 
-def test_where_the_system_lists_no_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "why", [OSError(errno.EACCES, "Permission denied"), UnicodeDecodeError("utf-8", b"caf\xe9", 3, 4, "end of data")]
+)
+def test_where_the_system_lists_no_interfaces(why: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden() -> Any:
-        raise OSError(errno.EACCES, "Permission denied")
+        raise why
 
     monkeypatch.setattr(ifaddr, "get_adapters", forbidden)
     found = interfaces.all_addresses()
@@ -102,6 +105,21 @@ def test_what_cannot_train_is_said() -> None:
     with pytest.raises(click.BadParameter, match="is not one of"):
         choice.convert("gpu", None, None)
     assert choice.convert("cuda", None, None) == "cuda"
+
+
+def test_streams_that_whoever_started_it_has_closed() -> None:
+    """As by some daemons: what is opened next must not get the number of the standard output."""
+    program = (
+        "import os, sys\n"
+        "os.closerange(0, 3)\n"
+        "sys.stdin = sys.stdout = sys.stderr = None\n"  # as Python has it then
+        "from p2ptrain.cli.main import open_streams\n"
+        "open_streams()\n"
+        "print('nobody reads this'), sys.stderr.write(sys.stdin.readline())\n"
+        "os._exit(os.open('/dev/null', os.O_RDONLY))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, check=False)
+    assert 3 <= ended.returncode < 16 and not ended.stdout + ended.stderr
 
 
 def test_numbers_of_things() -> None:

@@ -48,6 +48,20 @@ def test_only_a_file_that_begins_so_gives_way(tmp_path: Path) -> None:
     check_gives_way(path, "<!-- ours -->", "page", force=True)
 
 
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "read-only"
+    elsewhere.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(elsewhere / "model")
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != elsewhere)
+    for path in (elsewhere / "model", link):
+        with pytest.raises(UserError, match=r"can't write to .*read-only; name another place with -o"):
+            check_output(path)
+    assert check_output(tmp_path / "model") == tmp_path / "model"
+
+
 def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no ordinary file"):
         check_output(Path(os.devnull))

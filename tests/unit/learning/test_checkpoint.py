@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -120,6 +122,23 @@ def test_metadata_is_strings_and_json(tmp_path: Path) -> None:
     save_model(path, lenet().state_dict(), JOB)
     header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])["__metadata__"]
     assert json.loads(header["classes"]) == ["zero", "één", "2"] and json.loads(header["mean"]) == [0.3]
+
+
+def test_a_disk_without_modes_that_cannot_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def no_folders(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(fd)
+
+    def no_modes(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fsync", no_folders)
+    monkeypatch.setattr(os, "chmod", no_modes)
+    save_model(tmp_path / "m.safetensors", lenet().state_dict(), JOB)
+    assert load_model(tmp_path / "m.safetensors")[1].job_id == JOB.id
 
 
 def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:

@@ -58,6 +58,33 @@ def test_join_codes() -> None:
     assert str(OPEN_GROUP) == "open" and OPEN_GROUP.is_open and not group.is_open
 
 
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        "\ufeff{}\r\n",
+        "\u201c{}\u201d",
+        "`{}`.",
+        "\u200b{}\u200b",
+        "{}\n{}\n",
+        "{}{}",
+        "({})",
+        "{}\x00",
+        "\u00a0{}\u3000",
+    ],
+)
+def test_a_join_code_as_it_is_pasted(pasted: str) -> None:
+    text = str(keys.new_group())
+    for form in (text, text.replace("-", "\u2212"), text.replace("-", "\u00ad"), text.replace("-", "  ")):
+        assert str(keys.read_code(pasted.format(form, form))) == text
+    full_width = "".join(chr(ord(c) + 0xFEE0) if c.isalnum() else c for c in text)
+    assert str(keys.read_code(full_width)) == text
+
+
+def test_two_codes_are_none() -> None:
+    with pytest.raises(UserError, match="56 letters and digits instead of 28"):
+        keys.read_code(f"{keys.new_group()} {keys.new_group()}")
+
+
 def test_a_mistyped_join_code_is_told() -> None:
     text = str(keys.new_group())
     wrong = ("0" if text[0] != "0" else "1") + text[1:]

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from p2ptrain.net.interfaces import InterfaceAddress
+from p2ptrain.net.interfaces import ANY, InterfaceAddress, listening_hosts
 from p2ptrain.net.keys import Group, new_group, new_identity
 from p2ptrain.net.transport import Transport
 from p2ptrain.net.ways import path
@@ -53,14 +53,14 @@ def test_a_clock_that_was_never_set_and_one_that_is_ahead() -> None:
     assert "1970" in texts(device.check_clock(0.0))
     assert device.check_clock(1_800_000_000.0)[0].level == "fine"
     ahead = int((time.time() + 600) * 1000)
-    assert "clock of desk is, or was when it joined, at least" in texts(peers._clock_of("desk", ahead))
+    assert "clock of desk is, or once was, at least" in texts(peers._clock_of("desk", ahead))
     assert peers._clock_of("desk", int(time.time() * 1000)) == []
 
 
 def test_interfaces_say_what_is_advertised_and_why_not_the_rest() -> None:
     told = texts(device.check_interfaces([LAN, OVERLAY, BRIDGE, LOOPBACK], [LAN, OVERLAY, BRIDGE]), "fine")
     assert "advertised: eth0 192.168.1.5" in told
-    assert "a VPN: most don't pass multicast" in told and "others mostly can't reach" in told
+    assert "a VPN or the like: most don't pass multicast" in told and "others mostly can't reach" in told
     assert "not advertised (loopback is left out" in told
     assert "--network host" in texts(device.check_interfaces([BRIDGE, LOOPBACK], [BRIDGE]), "hint")
 
@@ -70,15 +70,19 @@ def test_ports_that_are_taken() -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = min(busy.getsockname()[1], 65534)
-        assert f"port {port}" in texts(device.check_ports(port, [LOOPBACK]))
-    assert device.check_ports(0, [LOOPBACK])[0].level == "fine"
+        assert f"127.0.0.1, port {port}" in texts(device.check_ports(port, ["127.0.0.1"]))
+        told = texts(device.check_ports(port, listening_hosts()))  # a peer listens on all addresses, on this one too
+        assert f"can't listen on this device, port {port} (Address already in use)" in told
+    assert device.check_ports(0, ["127.0.0.1", ANY])[0].level == "fine"
 
 
 @pytest.mark.parametrize(
     ("system", "path", "content", "said"),
     [
         ("linux", "etc/ufw/ufw.conf", "ENABLED=yes\n", "ufw allow"),
-        ("linux", "etc/ufw/ufw.conf", "ENABLED=no\n", "no sign of ufw"),
+        ("linux", "etc/ufw/ufw.conf", "ENABLED=yes # since the move\n", "ufw allow"),
+        ("linux", "etc/ufw/ufw.conf", "ENABLED=no\n", "ufw is switched off by its settings"),
+        ("linux", "etc/hosts", "", "no sign of ufw or firewalld"),
         ("linux", "run/firewalld/x", "", "firewall-cmd"),
         ("darwin", "x", "", "System Settings"),
         ("win32", "x", "", "private"),
@@ -178,7 +182,7 @@ def test_a_handshake_that_takes_long_is_no_other_code(monkeypatch: pytest.Monkey
 def test_a_peer_of_this_group_with_another_version_is_no_other_group() -> None:
     group = new_group()
     same = peers._another_group(f"{group.tag} (wire version 99)", ["tcp://10.0.0.2:5"], group)
-    assert same.level == "problem" and "has another wire version 99" in same.text
+    assert same.level == "problem" and "announces another wire version 99" in same.text
     assert peers._another_group("abc (wire version 4)", ["tcp://10.0.0.2:5"], group).level == "hint"
 
 
@@ -209,10 +213,10 @@ def test_how_far_a_connection_gets() -> None:
     assert asyncio.run(scenario()) == {"ours": "open", "theirs": "locked", "web": "other", "free": "refused"}
 
 
-def test_peers_that_answer_hold_another_code_or_cannot_reach_us(tmp_path: Path) -> None:
+def test_peers_that_answer_hold_another_code_or_cannot_reach_us() -> None:
     async def scenario() -> tuple[str, str, str]:
         group, other = new_group(), new_group()
-        node = ObserverNode(group, network(), tmp_path)
+        node = ObserverNode(group, network())
         deaf = listening(group)  # takes connections, and never answers a Hello: as if it could not reach us
         await node.start()
         await deaf.start()
@@ -236,14 +240,14 @@ def test_nobody_there_and_an_unknown_name() -> None:
     alone = asyncio.run(check_peers(new_group(), network(), 0.2))
     assert "no peer of this group was found" in texts(alone)
     unknown = asyncio.run(check_peers(new_group(), network("no-such-host.invalid:5710"), 0.2))
-    assert "can't be looked up" in texts(unknown)
+    assert "--peer no-such-host.invalid:5710" in texts(unknown) and "check its spelling" in unknown[0].advice
 
 
-def test_another_wire_version_is_told_with_both_numbers(tmp_path: Path) -> None:
+def test_another_wire_version_is_told_with_both_numbers() -> None:
     from p2ptrain.protocol.machine import Note
 
     async def scenario() -> str:
-        node = ObserverNode(new_group(), network(), tmp_path)
+        node = ObserverNode(new_group(), network())
         await node.start()
         try:
             node.note(Note("refused-us", (("peer", "p" * 16), ("reason", "old"), ("ours", 1), ("theirs", 7))))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from p2ptrain.errors import UserError
 from p2ptrain.runtime import preflight
 from p2ptrain.runtime.node.peer_options import PeerOptions
 
@@ -35,6 +36,12 @@ def test_all_defaults_are_filled_in(asked: list[preflight.Request], tmp_path: Pa
     assert (options.flops_per_s, options.memory_bytes) == (5e9, 1 << 30)
     assert asked[0].device and asked[0].threads == options.num_threads
     assert preflight.is_prepared(options)
+
+
+def test_a_name_that_no_message_has_room_for_is_refused() -> None:
+    with pytest.raises(UserError, match="longer than 64 characters"):
+        PeerOptions(name="ü" * 65)
+    assert PeerOptions(name="ü" * 64).name
 
 
 def test_what_was_said_stays(asked: list[preflight.Request], tmp_path: Path) -> None:

@@ -48,7 +48,11 @@ def run(
     runs.touch()
     (tmp_path / "ends").write_text("\n".join(map(str, ends)) + "\n")
     nothing = "#!/bin/sh\n"
-    for path, text in {bin_dir / "ruff": nothing, bin_dir / "mypy": mypy, tmp_path / "scripts/setup.sh": nothing}.items():
+    for path, text in {
+        bin_dir / "ruff": nothing,
+        bin_dir / "mypy": mypy,
+        tmp_path / "scripts/setup.sh": nothing,
+    }.items():
         path.write_text(text)
         path.chmod(0o755)
     python = bin_dir / "python"

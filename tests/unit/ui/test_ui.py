@@ -26,7 +26,7 @@ from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
 from p2ptrain.runtime import report
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.ui import messages_for_people, status_table
-from p2ptrain.ui.watch import PlainScreen
+from p2ptrain.ui.watch import PlainScreen, open_screen
 from p2ptrain.wire.messages import NO_PART, LookFigure, MemberState, Record, StreamRate
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
@@ -93,6 +93,8 @@ def test_waits_and_refusals_stand_below_the_row() -> None:
     assert "    waits for others to finish: B" in text and "    refused messages: without the join code 2" in text
 
 
+NO_JOB = (record(A, job=""), record(B, job=""))
+APART = (record(A, job="0123456789abcdef"),)
 WAITS = Found(records=(record(A, waiting_for="B"),))
 LOOKED = (
     record(A, looks=(LookFigure("a" * 16, 2, 10, 9, 1.0), LookFigure("b" * 16, 4, 10, 5, 1.0))),
@@ -103,8 +105,19 @@ DONE: dict[str, Any] = {"phase": "done", "accuracy": 0.875}
 SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
     ("peers here: 1", Found(), Found(records=(record(A), record(B)))),
     ("peers here: 1", Found(records=(record(A), record(B)), states={B: "left"}), Found(records=(record(A), record(B)))),
-    ("1 peers; none of them has told its job yet", Found(job=None), Found()),
-    ("no plan yet", Found(plan=None), Found()),
+    ("1 peer; it has told no job yet", Found(job=None, records=(record(A, job=""),)), Found(job=None)),
+    ("2 peers; none of them has told its job yet", Found(job=None, records=NO_JOB), Found(job=None)),
+    (
+        f"1 peer; what their job is ({JOB.id}) has not come here, or is for another version of p2ptrain",
+        Found(job=None),
+        Found(job=None, records=NO_JOB),
+    ),
+    ("no plan yet", Found(plan=None, records=(record(A, plan=""),)), Found(plan=None)),
+    ("the plan that it follows has not come here yet", Found(plan=None), Found(plan=None, records=APART)),
+    ("    has another job (0123456789abcdef)", Found(records=APART), Found()),
+    (" 4/10 ", Found(), Found(records=APART)),
+    ("#0 cat, dog, 60 % of the width", Found(), Found(records=APART)),
+    ("  nobody trains part 0", Found(records=APART), Found()),
     ("  nobody trains part 1 (emu, fox)", Found(), Found(records=(record(A), record(B, part=1)))),
     ("  nobody trains part 0", Found(states={A: "dead"}), Found(states={A: "suspect"})),
     ("  nobody trains part 0", Found(records=(record(A, phase="failed"),)), Found()),
@@ -138,7 +151,7 @@ SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
     ),
     ("looking from this device: mDNS off; there may be peers it can't see", Found(troubles={"mDNS": "off"}), Found()),
     (
-        "on 60 validation samples of 2 devices: 75.0 % right (kitchen 50.0 % of 20, kitchen 87.5 % of 40)",
+        "on 60 validation samples of 2 devices: 75.0 % right (kitchen aaaaaa 50.0 % of 20, kitchen bbbbbb 87.5 %",
         Found(records=(record(A, phase="done", accuracy=0.5, model_samples=20), record(B, **DONE, model_samples=40))),
         Found(records=(record(A, accuracy=0.5, model_samples=20), record(B, **DONE))),
     ),
@@ -182,11 +195,11 @@ def test_who_is_gone_is_called_so_and_its_part_is_nobodys() -> None:
 
 
 def test_before_there_is_a_job_or_plan_the_table_still_stands() -> None:
-    found = Found(job=None, plan=None, records=(record(A, part=NO_PART, loss=float("nan"), step=0),))
-    assert "none of them has told its job yet" in status_table.render(found)
+    found = Found(job=None, plan=None, records=(record(A, job="", part=NO_PART, loss=float("nan"), step=0),))
+    assert "it has told no job yet" in status_table.render(found)
     plain = status_table.to_plain(found)
     assert json.loads(json.dumps(plain, allow_nan=False))["peers"][0]["part"] is None
-    assert "no plan yet" in status_table.render(Found(plan=None))
+    assert "no plan yet" in status_table.render(Found(plan=None, records=(record(A, plan=""),)))
 
 
 def test_no_control_character_of_a_peer_reaches_the_terminal() -> None:
@@ -201,6 +214,16 @@ def test_no_control_character_of_a_peer_reaches_the_terminal() -> None:
 )
 def test_numbers_come_scaled_with_their_unit(value: float, text: str) -> None:
     assert words.scaled(value, "B") == text
+
+
+def test_devices_of_one_name_are_told_apart() -> None:
+    """As two boards with the name that their system came with."""
+    names = {A: "raspberrypi", B: "raspberrypi", "c" * 16: "laptop", "d" * 16: ""}
+    assert words.told_apart(names) == {
+        A: "raspberrypi aaaaaa", B: "raspberrypi bbbbbb", "c" * 16: "laptop", "d" * 16: "d" * 16
+    }  # fmt: skip
+    two = Found(records=(record(A), record(B, part=1)))
+    assert status_table.with_names(two, f"{A} helps {B}") == "kitchen aaaaaa helps kitchen bbbbbb"
 
 
 def test_durations_in_words() -> None:
@@ -291,6 +314,22 @@ def test_a_screen_that_is_no_terminal_writes_what_changed_only() -> None:
     assert (
         out.getvalue().count("kitchen") == 1 and out.getvalue().startswith("nobody\n") and "\x1b" not in out.getvalue()
     )
+
+
+@pytest.mark.parametrize(("kind", "repaints"), [("xterm-256color", True), ("dumb", False)])
+def test_a_terminal_that_only_writes_on_gets_no_codes(
+    kind: str, repaints: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", kind)
+    out = io.StringIO()
+    out.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdout", out)
+    screen = open_screen()
+    assert isinstance(screen, PlainScreen) != repaints, "rich would show nothing there before the end"
+    screen.close()
+    plain = PlainScreen(out)
+    plain.show(Found())
+    assert ("\x1b[2J" in out.getvalue()) == repaints and "kitchen" in out.getvalue()
 
 
 def test_the_rich_screen_shows_the_same_cells() -> None:

@@ -5,7 +5,6 @@ Invariant: every number comes from the verdict, and nothing that is worse goes u
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.candidates import FITTED, JOINED, owner_of, part_left_out, part_of
 from p2ptrain.modes.tasks.head.verdict import Spoils, Verdict
-from p2ptrain.words import listed, percent
+from p2ptrain.words import listed, percent, word
 
 MANY_CLASSES = 100
 """With more (of text each byte is one) it is nothing to warn of that some are never recognised."""
@@ -58,7 +57,7 @@ def left_out_line(verdict: Verdict, left_out: Collection[PeerId]) -> str:
 
 def _spoils(found: Spoils, name: Callable[[PeerId], str], *, is_out: bool) -> str:
     who = name(found.peer)
-    advice = "It is left out" if is_out else f"Leave it out with `p2ptrain harvest --without {shlex.quote(who)}`"
+    advice = "It is left out" if is_out else f"Leave it out with `p2ptrain harvest --without {word(who)}`"
     own = f"; what it trained gets {percent(found.own_accuracy)} right by itself" if found.own_accuracy >= 0 else ""
     if found.is_worse:
         return (

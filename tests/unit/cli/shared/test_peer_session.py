@@ -14,6 +14,7 @@ import pytest
 
 from p2ptrain.cli.shared.peer_session import _Session
 from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.peer_node import PeerNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.outlet import Aside, Outlet
@@ -49,7 +50,7 @@ def test_under_nohup_a_terminal_that_closes_is_no_reason_to_stop() -> None:
 def test_what_nobody_can_read_has_its_line_in_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     session = _Session(PeerOptions("", "peer"), Path(), quiet=True, as_json=True)
     notes: list[Note] = []
-    session._node = cast(PeerNode, SimpleNamespace(note=notes.append))
+    session._node = cast(PeerNode, SimpleNamespace(note=notes.append, journal=SimpleNamespace(lost=0)))
     outlet = Outlet("test")
     reads, writes = os.pipe()
     with open(writes, "w") as stream:
@@ -69,3 +70,17 @@ def test_what_nobody_can_read_has_its_line_in_the_journal(monkeypatch: pytest.Mo
     outlet.close()
     assert told == [1, 2, 4, 8], "a line about lost lines, which is lost too, brings no next one for ever"
     assert {note.kind for note in notes} == {"output-lost"}
+
+
+def test_a_journal_that_cannot_be_written_is_said_once_and_as_it_grows(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").mkdir()  # as one of another user's
+    journal = Journal(tmp_path / "journal.jsonl")
+    session = _Session(PeerOptions("", "peer"), tmp_path, quiet=True, as_json=True)
+    session._node = cast(PeerNode, SimpleNamespace(note=None, journal=journal))
+    said: list[str] = []
+    session._say = lambda text, kind="note": said.append(text)  # type: ignore[method-assign]
+    for number in range(4):
+        session._look_at_output()
+        journal.write(float(number), "joined")
+    session._look_at_output()
+    assert [int(text.split(": ")[1].split()[0]) for text in said] == [1, 2, 4] and "can't be written" in said[0]

@@ -30,7 +30,7 @@ from p2ptrain.wire import tensorfile
 from p2ptrain.wire.messages import SnapshotRef
 
 DATA = DataConfig(("a", "b", "c", "d"), (1, 12, 12), mean=(0.4,), std=(0.3,))
-NAMES = tuple(PeerId(f"peer{number:012d}") for number in range(4))
+NAMES = tuple(PeerId(letter * 16) for letter in "abcd")
 CALLED = dict(zip(NAMES, ("desk", "laptop", "board", "board"), strict=True))
 
 
@@ -76,20 +76,21 @@ def test_the_mean_is_of_the_others() -> None:
     harvest = assemble(leave_out(everyone, [NAMES[3]]))
     expected = weighted_mean([copy for name, copy in states(everyone).items() if name != NAMES[3]])
     assert all(torch.equal(harvest.state[name], tensor) for name, tensor in expected.items())
-    assert harvest.left_out == {"board": "as asked"} and harvest.missing == ()
-    assert "LEFT OUT: board, as asked" in report.render(harvest)
+    assert harvest.left_out == {"board dddddd": "as asked"} and harvest.missing == ()
+    assert "LEFT OUT: board dddddd, as asked" in report.render(harvest)
     plain = report.to_plain(harvest)
-    assert plain["left_out"] == {"board": "as asked"} and plain["parts"][0]["samples"] == 33
+    assert plain["left_out"] == {"board dddddd": "as asked"} and plain["parts"][0]["samples"] == 33
 
 
 def test_a_name_will_do_where_it_is_of_one() -> None:
     everyone = collected("replicas")
     assert leave_out(everyone, ["laptop", NAMES[2]]).without == {NAMES[1], NAMES[2]}
     assert leave_out(everyone, []) is everyone
-    with pytest.raises(UserError, match=r"--without phone: nobody here .*desk \(peer0+\), laptop .*board"):
+    with pytest.raises(UserError, match=r"--without phone: nobody here .*desk \(a+\), laptop .*board"):
         leave_out(everyone, ["phone"])
     with pytest.raises(UserError, match="--without board: several devices have that name"):
         leave_out(everyone, ["board"])
+    assert leave_out(everyone, ["board dddddd"]).without == {NAMES[3]}, "as it is called everywhere"
     with pytest.raises(UserError, match="nothing is left"):
         leave_out(everyone, list(NAMES))
 
@@ -111,7 +112,7 @@ def test_without_a_sub_model_the_others_vote() -> None:
 def test_unsound_copies_are_left_out_and_said() -> None:
     everyone = collected("replicas", bad=float("nan"))
     harvest = assemble(everyone)
-    assert list(harvest.left_out) == ["board"] and "no number" in harvest.left_out["board"]
+    assert list(harvest.left_out) == ["board dddddd"] and "no number" in harvest.left_out["board dddddd"]
     assert all(bool(tensor.isfinite().all()) for tensor in harvest.state.values())
     with pytest.raises(UserError, match=r"no copy of part 3 is sound .*board.*--without"):
         assemble(collected("tasks", bad=float("nan")))

@@ -126,6 +126,23 @@ def test_ourselves() -> None:
     assert net.sent["a"] == 1
 
 
+def test_an_address_that_was_ours_for_a_while_is_another_s_again() -> None:
+    """A laptop that comes back to a network where somebody has the address that it had elsewhere."""
+    net = Net()
+    office = f"tcp://192.168.1.6:{PORT}"
+    a, b = net.add("a", f"tcp://192.168.1.5:{PORT}"), net.add("b", office)
+    b.addresses.remove(office)
+    a.addresses[:] = [office]  # elsewhere, and not noticed yet
+    net.propose(a, office, source="given")
+    net.run(2)
+    assert not a.linked and not a.sessions.unanswered(), "it leads to itself"
+    a.addresses[:], b.addresses[:] = [f"tcp://192.168.1.5:{PORT}"], [office]
+    a.sessions.readdress(a.addresses)
+    net.propose(a, office, source="given")
+    net.run(2)
+    assert know_each_other(a, b)
+
+
 def test_a_copied_identity_is_noted() -> None:
     net = Net()
     a, copy = net.add("a"), net.add("copy", key=key_of("a"))

@@ -119,6 +119,13 @@ def test_within_a_round_now_and_then_but_what_matters_at_once(
     assert steps["board"] == [0, *range(int(OTHERS_EVERY_S), 31, int(OTHERS_EVERY_S))]
 
 
+def test_a_clock_that_is_set_back_stops_nothing(tmp_path: Path, group: FakeGroup, recorder: Recorder) -> None:
+    recorder.look(7200.0)
+    group.say(step=1, samples=1)
+    recorder.look(3600.0)
+    assert [line["step"] for line in written(tmp_path, recorder) if line.get("name") == "laptop"] == [0, 1]
+
+
 def test_no_round_is_missed_however_short(tmp_path: Path, group: FakeGroup, recorder: Recorder) -> None:
     """Of stages that don't know the loss, the journal's line does."""
     for number in range(1, 6):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 
 from p2ptrain.config import DataConfig, Job
+from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.net.keys import new_identity
 from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.group.record import blank_record
 from p2ptrain.protocol.signing import Statements
+from p2ptrain.runtime.harvest import _nothing_yet
 from p2ptrain.runtime.node.observer import MAX_JOBS, MAX_PLANS, MAX_RECORDS, Observer
 from p2ptrain.wire.messages import JobReply, JobRequest, MemberState, Record, Records
 
@@ -150,3 +153,16 @@ def test_plans_that_are_told_one_after_the_other_do_not_fill_the_memory(observer
         observer.states[made_up], observer.plans[name] = "alive", each
     observer._forget_plans()
     assert len(observer.plans) == MAX_PLANS and PLAN in observer.plans
+
+
+def test_what_did_not_come_is_not_said_to_be_missing(observer: Observer) -> None:
+    observer.plans = {}
+    assert "did not come here within 8 s" in _nothing_yet(observer, 8.0)
+    observer.records = {peer: record(peer, job=JOB.id) for peer in (ANNA, BEN)}
+    assert _nothing_yet(observer, 8.0).startswith("the group has no plan yet")
+    observer.jobs = {}
+    assert "did not come here within 8 s" in _nothing_yet(observer, 8.0)
+    later = json.dumps(json.loads(JOB.to_json()) | {"colour": "red"}).encode()
+    with pytest.raises(RemoteError):
+        observer._job_came(ANNA, JobReply(later), 1.0)
+    assert "can't read the job of the group (colour: unknown key)" in _nothing_yet(observer, 8.0)

@@ -20,6 +20,18 @@ def test_each_source_says_how_it_fares() -> None:
     assert finding_words([], {}) == ""
 
 
+def test_who_answers_is_not_said_to_be_silent() -> None:
+    shut = Unanswered("tcp://10.0.0.2:5710", "given", 3, is_shut=True)
+    assert finding_words([shut], {}) == (
+        "10.0.0.2:5710, given by --peer, answers, and does not let this device in so far (3 tries)"
+    )
+    words = finding_words([Unanswered("tcp://10.0.0.2:5710", "given", 3)], {}, other_version=True)
+    assert words == (
+        "a peer of another version of p2ptrain was met: install the same on all; 10.0.0.2:5710, given by --peer, "
+        "led to nobody of this version so far (3 tries)"
+    )
+
+
 def test_it_stays_short_and_the_users_own_come_first() -> None:
     many = [Unanswered(f"tcp://10.0.0.{n}:1", "peer", 1) for n in range(100)]
     words = finding_words([*many, Unanswered("tcp://[fe80::1%eth0]:2", "given", 3)], {})
