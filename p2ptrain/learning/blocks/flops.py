@@ -134,18 +134,26 @@ def _convolution_backward(
 
 @contextlib.contextmanager
 def saved_for_backward(excluded: Iterable[Tensor]) -> Iterator[dict[int, torch.UntypedStorage]]:
-    """Fills with the storages that forward passes keep for the backward pass, but for those of some tensors."""
-    own = {tensor.untyped_storage()._cdata for tensor in excluded}
+    """Fills with the storages that forward passes keep for the backward pass, but for those of some tensors, and for
+    tensors that have none of their own, as sparse ones have not."""
+    own = {storage._cdata for tensor in excluded if (storage := _storage(tensor)) is not None}
     saved: dict[int, torch.UntypedStorage] = {}  # keeps storages alive, so that no address is used twice
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        storage = _storage(tensor)
+        if storage is not None and storage._cdata not in own:
             saved[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         yield saved
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
+    try:
+        return tensor.untyped_storage()
+    except NotImplementedError:
+        return None
 
 
 def meta_twin(model: nn.Module) -> nn.Module:
