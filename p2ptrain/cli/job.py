@@ -6,7 +6,6 @@ Invariant: ``job new`` only writes files that ``load_job`` reads back, complete,
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

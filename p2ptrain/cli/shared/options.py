@@ -5,10 +5,10 @@ Invariant: light. Nothing here imports torch, sockets or the API before a comman
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
