@@ -58,7 +58,7 @@ def test_words_to_hundreds_wait_for_each_of_them_and_no_more_than_so_many_for_on
     peers = frozenset(PeerId(f"{number:016}") for number in range(3 * LARGE))
     alive: Any = SimpleNamespace(alive=lambda: peers)
     sessions: Any = SimpleNamespace(propose=lambda *_, **__: [], key_of=lambda peer: None, when_idle=None)
-    records: Any = dict.fromkeys(peers, SimpleNamespace(addresses=("tcp://192.0.2.1:1",)))
+    records: Any = {peer: SimpleNamespace(peer=peer, addresses=("tcp://192.0.2.1:1",)) for peer in peers}
     reach = Reach(PeerId("own"), sessions, SimpleNamespace(), alive, lambda: records, lambda: 1, 0.0)  # type: ignore[arg-type]
     words = [PlanRequest(f"{number:064x}") for number in range(MAX_UNSAID + 2)]
     for peer in peers:
