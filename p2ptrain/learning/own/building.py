@@ -146,8 +146,8 @@ def refuse_odd(model: nn.Module, doing: str) -> None:
     for name, tensor in [*model.named_buffers(), *((name, each) for name, value in held for each in tensors_in(value))]:
         if not _is_plain(tensor):
             raise JobError(
-                f"{name.lstrip('.')!r} of the model is {_kind(tensor)}, and a model with such a tensor {doing}; keep it "
-                'dense, or train with mode = "replicas"'
+                f"{name.lstrip('.')!r} of the model is {_kind(tensor)}, and a model with such a tensor {doing}; keep "
+                'it dense, or train with mode = "replicas"'
             )
 
 
