@@ -31,7 +31,7 @@ from p2ptrain.learning.blocks.flops import meta_twin, sample_dtype
 from p2ptrain.learning.blocks.partial import blank_model, named_tensors, partial_model, without_numbers
 from p2ptrain.learning.blocks.tracing import ADVICE, attribute, listed_blocks, trace_chain
 from p2ptrain.learning.own.blame import enough_memory
-from p2ptrain.learning.own.building import refuse_blank, refuse_odd
+from p2ptrain.learning.own.building import refuse_blank
 from p2ptrain.learning.own.outputs import flat_logits
 
 
@@ -104,7 +104,6 @@ class Chain:
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int], *, max_tensors: int = 1) -> None:
         _refuse_computed(model)
-        refuse_odd(model, "can't be cut into blocks")
         self.model = model
         self.input = Crossing(tuple(input_shape), sample_dtype(model))
         self.on_meta = True

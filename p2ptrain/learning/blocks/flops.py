@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.own.blame import own_code
-from p2ptrain.learning.own.building import READS_TOKENS
+from p2ptrain.learning.own.building import READS_TOKENS, refuse_odd
 from p2ptrain.learning.own.copying import copied
 
 COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
@@ -157,7 +157,8 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
 
 
 def meta_twin(model: nn.Module) -> nn.Module:
-    """A copy of the model in training mode that has shapes but no numbers."""
+    """A copy of the model in training mode that has shapes but no numbers. Raises ``JobError``."""
+    refuse_odd(model, "can't be cut into blocks")
     return _twin(model, lambda tensor: tensor.detach().to("meta"))
 
 

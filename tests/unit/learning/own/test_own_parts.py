@@ -209,12 +209,10 @@ def test_a_loss_with_a_weight_for_each_class_has_them_where_classes_are_missing(
     outputs = {"all": 4, "own": 2, "rest": 3}[targets]
     classes = {"all": (), "own": (3, 0), "rest": (3, 0)}[targets]
     trainer, logits = of_four(f"{own}:weighed", outputs, targets=targets, own_classes=classes, present=[0, 2, 3])
-    among = {
-        "all": (logits[:, [0, 2, 3]], torch.tensor([0, -1, 1, 2])[y]),
-        "own": (logits, torch.tensor([1, -1, -1, 0])[y]),
-        "rest": (logits, torch.tensor([1, -1, 2, 0])[y]),
-    }[targets]
-    wanted = (WEIGHT[y] * F.cross_entropy(*among, reduction="none")).sum() / WEIGHT[y].sum()
+    if targets == "all":
+        logits = logits[:, [0, 2, 3]]
+    among = torch.tensor({"all": [0, -1, 1, 2], "own": [1, -1, -1, 0], "rest": [1, -1, 2, 0]}[targets])[y]
+    wanted = (WEIGHT[y] * F.cross_entropy(logits, among, reduction="none")).sum() / WEIGHT[y].sum()
     wanted.backward()  # type: ignore[no-untyped-call]
     slope = trainer.model.weight.grad.clone()
     torch.testing.assert_close(stepped(trainer, y), slope)
@@ -240,6 +238,8 @@ def test_a_loss_that_sees_missing_classes_is_refused_where_some_are(own: str, na
         of_four(f"{own}:{name}", 4, present=[0, 1, 2])
     job = Job("j", 0, DataConfig(tuple("abcd"), (1, 2, 3), "image", (0.0,), (1.0,)), ModelConfig("mlp"))
     job = dataclasses.replace(job, mode="auto", training=TrainingConfig(loss=f"{own}:{name}"))
-    found = check_model(job, global_model(job))
+    found = check_model(job, global_model(job, allow_user_code=False))
     assert found["max_groups"] == 1 and why in found["model_notes"][0]
-    assert "model_notes" not in check_model(dataclasses.replace(job, training=TrainingConfig()), global_model(job))
+    assert "model_notes" not in check_model(
+        dataclasses.replace(job, training=TrainingConfig()), global_model(job, allow_user_code=False)
+    )
