@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from p2ptrain.cli.shared.options import Names, Share, UserPath
+from p2ptrain.cli.shared.outputs import check_folder
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import P2PTrainError, UserError
 
@@ -163,6 +164,7 @@ def command(
     **options: Any,
 ) -> None:
     """Start peers on this machine that find each other, train class sub-models, and assemble one model."""
+    check_folder(out)
     if paper:
         run_paper(out, paper_rows, paper_epochs, paper_seeds, as_json)
     else:
@@ -226,7 +228,6 @@ def run_demo(
     shares = group.shares(num_peers - helped, description.data.classes, how, subset)
     shares = group.with_helper(shares, WEAK) if helped else shares
     experiment = group.Experiment(description, data, shares, central_epochs=central_epochs or 0.0)
-    out.mkdir(parents=True, exist_ok=True)
     (out / "job.toml").write_text(description.to_toml(), encoding="utf-8")
     line = ProgressLine(quiet=as_json, rounds=description.training.rounds)
     line.say(f"{num_peers} peers, {data}, {description.model.name}; results in {out}/")

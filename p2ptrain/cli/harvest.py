@@ -14,7 +14,6 @@ from p2ptrain.cli.shared.options import (
     DATA_HELP,
     UserPath,
     allow_option,
-    check_output,
     group_options,
     json_option,
     network_options,
@@ -25,6 +24,7 @@ from p2ptrain.cli.shared.options import (
     run_async,
     wait_option,
 )
+from p2ptrain.cli.shared.outputs import check_output
 from p2ptrain.words import word
 
 EXAMPLES = """\b
@@ -115,7 +115,7 @@ def command(
 
     check_output(output)
     if card_file is not None:
-        check_card(card_file, force=force)
+        check_card(card_file, output, force=force)
     if not force:
         former_model(output)
     if data:

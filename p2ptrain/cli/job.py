@@ -6,7 +6,6 @@ Invariant: ``job new`` only writes files that ``load_job`` reads back, complete,
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,13 +31,12 @@ from p2ptrain.cli.shared.options import (
     Names,
     Share,
     UserPath,
-    check_output,
     json_option,
     print_json,
     progress,
     strict_option,
-    write_text,
 )
+from p2ptrain.cli.shared.outputs import check_output, is_pipe, seen_from, write_text
 from p2ptrain.cli.shared.own_code import allow_options, check_job_allowed, flags_for, own_parts
 from p2ptrain.cli.shared.strategies import strategy_options, with_strategy
 from p2ptrain.config import Job
@@ -266,13 +264,12 @@ def new(
     if init is not None:
         if not init.is_file():
             raise UserError(f"--init {init}: no such file; `p2ptrain attribute` or `p2ptrain harvest` writes one")
-        init = as_safetensors(init, output)
-        relative = os.path.relpath(init.resolve(), output.absolute().parent.resolve())
-        job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=Path(relative).as_posix()))
+        init = as_safetensors(init, output, force=force)
+        job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=seen_from(output, init)))
     check_job(job, where="job new")
     text = commented(job)
     written = job_from_text(text, output)
-    tell = partial(click.echo, err=output.exists() and not output.is_file())  # beside a text that is piped on
+    tell = partial(click.echo, err=is_pipe(output))  # beside a text that is piped on
     if init is not None and not is_own_code(job.model.name):
         tell(f"--init: {tried(job, init, None)[1]}")
     write_text(output, text)
@@ -355,7 +352,7 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allowed: s
         "input_shape": list(job.data.input_shape),
     }
     plain |= {**found, **counts}
-    plain["model_notes"] = [*notes_on_model(job), *trial.notes]
+    plain["model_notes"] = [*notes_on_model(job), *trial.notes, *found.get("model_notes", ())]
     plain["model_contract"] = contract_words(job.data) if is_own_code(job.model.name) else ""
     plain["init"] = taken
     if as_json:

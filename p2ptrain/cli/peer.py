@@ -17,7 +17,6 @@ from p2ptrain.cli.shared.options import (
     DeviceChoice,
     Duration,
     UserPath,
-    check_output,
     classes_option,
     group_options,
     network_options,
@@ -28,6 +27,7 @@ from p2ptrain.cli.shared.options import (
     strict_option,
     web_options,
 )
+from p2ptrain.cli.shared.outputs import check_output
 from p2ptrain.cli.shared.own_code import allow_options, check_job_allowed
 from p2ptrain.errors import UserError
 from p2ptrain.imports import uncollected
@@ -204,7 +204,7 @@ def command(
     if out is not None:
         if no_model:
             raise UserError("--out says where the model goes, --no-model that none is written: give one of them")
-        former_model(check_output(out))
+        former_model(check_output(out, option="--out"))
     told = peer_session.loggers_of(tensorboard, loggers)
     log = LogFile(log_file) if log_file is not None else None
     peer_session.prepare_state(state, fresh=fresh)

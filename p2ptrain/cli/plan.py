@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from p2ptrain.cli.shared.chain import chain_of, shape_options
-from p2ptrain.cli.shared.options import UserPath, check_output, json_option, print_json, progress
+from p2ptrain.cli.shared.options import UserPath, json_option, print_json, progress
+from p2ptrain.cli.shared.outputs import check_output
 from p2ptrain.config import CODINGS, Coding, Optimizer, Schedule
 from p2ptrain.errors import UserError
 
@@ -153,7 +154,7 @@ def command(
     if png is not None:
         from p2ptrain.ui.pipeline_figure import check_matplotlib
 
-        check_output(png)
+        check_output(png, option="--png")
         check_matplotlib()
     from p2ptrain.cli.shared import split_room
     from p2ptrain.learning.blocks.costs import profile_blocks

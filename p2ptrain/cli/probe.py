@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from p2ptrain.cli.shared.chain import chain_of, shape_options
-from p2ptrain.cli.shared.options import UserPath, check_output, progress, write_text
+from p2ptrain.cli.shared.options import UserPath, progress
+from p2ptrain.cli.shared.outputs import check_output, write_text
 from p2ptrain.errors import UserError
 from p2ptrain.runtime.preflight import device_name
 from p2ptrain.words import word

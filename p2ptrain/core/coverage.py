@@ -1,12 +1,13 @@
 """What the group's work looks like: who trains and who keeps what, what would be lost with whom, who sends to whom.
 
-Invariant: pure; by what the records of those who are here say, and nothing of who is gone counts.
+Invariant: pure; by what the records of those who are here say, and nothing of who is gone counts. Who has something is
+told by peer, so what one tells of never hides what another does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from p2ptrain.ids import PeerId
@@ -85,6 +86,23 @@ def _far(holding: SnapshotRef, counts: Counts) -> int:
 def held_parts(here: Sequence[Record]) -> dict[PeerId, list[SnapshotRef]]:
     """What each peer has saved of the model itself."""
     return {record.peer: [h for h in record.holdings if h.kind == "part"] for record in here}
+
+
+def within(rounds: int, here: Iterable[Record]) -> list[Record]:
+    """What these say, without copies of rounds that the job has not: nobody can have them."""
+    return [
+        replace(
+            record,
+            round=min(record.round, rounds),
+            holdings=tuple(h for h in record.holdings if not is_beyond(h, rounds)),
+        )
+        for record in here
+    ]
+
+
+def is_beyond(holding: SnapshotRef, rounds: int) -> bool:
+    """Whether it is told of as a copy of a round that the job has not."""
+    return holding.kind != "head" and holding.round > rounds
 
 
 def of_parts(cells: Sequence[Cell], here: Sequence[Record], total: int) -> Coverage:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from p2ptrain.core.effects import AbandonBlob, BeginBlob, Effects
+from p2ptrain.core.effects import AbandonBlob, BeginBlob, Effects, ReleaseBlob
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.blobs.fetching import FetchProgress
 from p2ptrain.protocol.blobs.transfer import Transfers
@@ -65,3 +65,29 @@ class Downloads:
     def cancel(self, blob: BlobId, now: float) -> Effects:
         """Nobody here waits for it any more."""
         return [*self._transfers.cancel(blob, now), AbandonBlob(blob)]
+
+
+class Borrowed:
+    """Blobs that are fetched to the disk for a while. What is not let go of takes its room until the next start, also
+    what arrives when nobody waits for it any more."""
+
+    def __init__(self, downloads: Downloads) -> None:
+        self._downloads = downloads
+        self._blobs: dict[BlobId, None] = {}
+
+    def fetch(
+        self, blob: BlobId, num_bytes: int, sources: Sequence[PeerId], now: float, *, bytes_per_s: float = 0.0
+    ) -> Effects:
+        """As ``Downloads.fetch``."""
+        self._blobs[blob] = None
+        return self._downloads.fetch(blob, num_bytes, sources, now, bytes_per_s=bytes_per_s)
+
+    def let_go(self, is_awaited: Callable[[BlobId], bool]) -> Effects:
+        """Of what is here, but for what is still ``is_awaited``."""
+        effects: Effects = []
+        for blob in [blob for blob in self._blobs if not is_awaited(blob)]:
+            if is_here := self._downloads.is_local(blob):
+                effects.append(ReleaseBlob(blob))
+            if is_here or self._downloads.progress_of(blob) is None:
+                del self._blobs[blob]
+        return effects

@@ -1,7 +1,7 @@
 """What a peer's helpers see of its group: who is there, and what each says of itself.
 
-Invariant: nothing is kept and nothing decided here. Who is alive is membership's, what each says is the records'; the
-one thing that a helper may change is what the own record says.
+Invariant: nothing is decided here, and nothing kept but what a person was told already. Who is alive is membership's,
+what each says is the records'; the one thing that a helper may change is what the own record says.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class GroupView:
         """Plans that lead to one from the last that was in force here, as far as they are known."""
         self.ended: set[PeerId] = set()
         """Of those that are dead, whose process is known to have ended: they are on no other side of a cut network."""
+        self._num_untold = 0
         self._membership = membership
         self._records = records
 
@@ -66,8 +67,11 @@ class GroupView:
 
         Copies that nobody signed are of use on this device only: an older version kept them.
         """
-        told = [ref for ref in self.holdings() if self._records.is_trainers(ref)]
-        return self.say(now, holdings=tuple(told[: min(MAX_HOLDINGS, num_holdings_that_fit(self.own))]))
+        held = [ref for ref in self.holdings() if self._records.is_trainers(ref)]
+        told = held[: min(MAX_HOLDINGS, num_holdings_that_fit(self.own))]
+        before, self._num_untold = self._num_untold, len(held) - len(told)
+        notes = [Note("untold-copies", (("copies", self._num_untold),))] if self._num_untold > before else []
+        return [*notes, *self.say(now, holdings=tuple(told))]
 
     def made(self, ref: SnapshotRef) -> SnapshotRef:
         """A snapshot that this peer made, as everybody may tell of it: signed."""

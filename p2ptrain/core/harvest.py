@@ -13,7 +13,7 @@ from p2ptrain.config import Job
 from p2ptrain.core.looks.figures import GroupLook
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import LocalError, UserError
-from p2ptrain.ids import BlobId, JobId, PeerId
+from p2ptrain.ids import JobId, PeerId
 from p2ptrain.wire.messages import Record, SnapshotRef
 from p2ptrain.words import told_apart
 
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 
 Fetch = Callable[[SnapshotRef, str], Awaitable[bytes | None]]
 """A holding's bytes, if anybody can deliver them; the text says what it is, to people."""
-
-
-Copy = tuple[BlobId, int, int]
-
-
-def copy_of(holding: SnapshotRef) -> Copy:
-    """The same for all that tell of it as the same part or blocks: a liar may tell of an honest copy as of others."""
-    return holding.blob, holding.part, holding.span
 
 
 class MisfitError(UserError):

@@ -39,6 +39,8 @@ DTYPES = frozenset(_DTYPES.values())
 MAX_NAME = Limits().name_length - 56
 """Characters of the name of a model's tensor: ``optim.`` and what an optimizer calls its numbers go before it."""
 MAX_DIMENSIONS = Limits().dimensions
+MAX_TENSORS = Limits().tensors // 4
+"""Of a model: with each goes what an optimizer remembers of it, in up to three."""
 
 
 def copy_to_cpu(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import JobError, LocalError, RemoteError, UserError
 from p2ptrain.learning.averaging import check_state
-from p2ptrain.learning.objective import training_loss
+from p2ptrain.learning.objective import OfAllClasses, training_loss, why_not_some
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.layout import arrange
 from p2ptrain.learning.own.lightning import configured_optimizer, step_loss
@@ -93,6 +93,15 @@ class LocalTrainer:
         self._rates = {number: float(group["lr"]) for number, group in enumerate(groups)}
         """Of a model's own optimizer, those that it begins with."""
         self._own_loss = "" if config.loss == LIGHTNING_LOSS else config.loss
+        self._whole: OfAllClasses | None = None
+        """Of an own loss, where not every class has an output of its own that competes."""
+        of_class = torch.where(table == _IGNORED, _IGNORED, rows)
+        if self._own_loss and not torch.equal(of_class, torch.arange(num_classes)):
+            if why := why_not_some(self._own_loss, num_classes):
+                raise JobError(why)
+            self._whole = OfAllClasses(of_class.to(self.device))
+            named = torch.where(table == _IGNORED, _IGNORED, torch.arange(num_classes)).to(self.device)
+            self._table = self._step_table = named
         self._anchors: dict[str, Tensor] = {}
         """The trained parameters when the round began, where they draw back to that."""
 
@@ -137,7 +146,7 @@ class LocalTrainer:
             return step_loss(self.model, x, y, self.num_steps - 1)
         with own_code(FAILS, self.model):
             logits = self.model(x)
-        return training_loss(logits, y, self.config.label_smoothing, self._in_play, self._own_loss)
+        return training_loss(logits, y, self.config.label_smoothing, self._in_play, self._own_loss, self._whole)
 
     def begin_round(self) -> None:
         """From here on, steps are drawn back to the parameters as they are now (FedProx, Li et al., MLSys 2020)."""
@@ -179,7 +188,8 @@ class LocalTrainer:
             if bool(kept.any()):
                 with mixed(self.config, self.device), own_code(FAILS, self.model):
                     logits = self.model(x.to(self.device)[kept])
-                loss = training_loss(logits.float(), labels[kept], in_play=self._in_play, own=self._own_loss)
+                own = self._own_loss
+                loss = training_loss(logits.float(), labels[kept], in_play=self._in_play, own=own, whole=self._whole)
                 loss_sum, samples = loss_sum + float(loss) * int(kept.sum()), samples + int(kept.sum())
         self.model.train()
         return loss_sum / samples if samples else math.nan

@@ -57,8 +57,8 @@ def _by_merit(looks: Sequence[GroupLook]) -> list[GroupLook]:
 def _copies_of(
     look: GroupLook, harvester: Harvester, plan: Plan, records: Sequence[Record]
 ) -> list[SnapshotRef] | None:
-    kept = {ref.blob: ref for r in records for ref in r.holdings if ref.kind == "kept" and ref.round == look.round}
-    copies = chosen(harvester, plan, few_copies(kept.values()))
+    kept = [ref for r in records for ref in r.holdings if ref.kind == "kept" and ref.round == look.round]
+    copies = chosen(harvester, plan, few_copies(kept))
     return copies if copies is not None and name_of(copies) == look.state else None
 
 

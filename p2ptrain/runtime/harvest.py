@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from p2ptrain.core.harvest import (
     KeptHarvest,
     MisfitError,
     PartReport,
-    copy_of,
     looks_of,
     stopped_after,
     works_of,
@@ -40,14 +40,14 @@ from p2ptrain.runtime.misfits import (
     answered,
     credible_bytes,
     holders_of,
-    plausible,
+    implausible,
     what_of,
 )
 from p2ptrain.runtime.node.observer import Observer
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.store.kept import KeptJob
 from p2ptrain.wire.messages import Record, SnapshotRef
-from p2ptrain.words import scaled
+from p2ptrain.words import counted, scaled
 
 BEST_OF_ALL = "--best gives a state as the group looked at it, of all devices: leave out --best or --without"
 ATTEMPTS, AGAIN_S = 3, 0.5
@@ -167,10 +167,13 @@ async def collect(
     while True:
         attempt += 1
         members = observer.members()
-        by, told_of = holders_of(answered(observer)), plausible(members, job)
-        told_of = [h for h in told_of if h.kind != "kept" and not is_out(h, what_of(h), by.get(h.blob, ()))]
-        holdings = {copy_of(h): h for h in told_of}.values()
-        result, parts = await harvester.fetch(plan, list(holdings), fetch)
+        by, odd = holders_of(answered(observer)), implausible(members, job)
+        news = Counter((h.trainer, why) for h, why in odd.items() if misfits.is_news(h))
+        for (trainer, why), number in news.items():
+            say(f"left out: {counted(number, 'snapshot')} that {_name(node, trainer)} made, {why}")
+        told_of = dict.fromkeys(h for record in members for h in record.holdings if h.kind != "kept")
+        holdings = [h for h in told_of if h not in odd and not is_out(h, what_of(h), by.get(h.blob, ()))]
+        result, parts = await harvester.fetch(plan, holdings, fetch)
         missing = harvester.missing(plan, parts)
         has_result = any(h.kind == "head" for h in holdings)
         is_whole = not missing and (result is not None or not has_result)
@@ -315,19 +318,19 @@ def _collected(kept: Sequence[KeptJob], *, partial: bool) -> Collected:
         raise NotCoveredError(f"{where}: no plan was made of this job yet, so there is nothing to harvest")
     plan = max(plans)[2]
     everything = [h for each in kept for h in (*each.manifest.snapshots, *each.manifest.replicas)]
-    holdings = {h.blob: h for h in everything if h.kind != "kept"}
+    holdings = list(dict.fromkeys(h for h in everything if h.kind != "kept"))
 
     async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
         found = (data for each in kept if (data := each.blob(holding.blob)) is not None)
         return next((data for data in found if blob_id(data) == holding.blob), None)
 
     harvester = mode_of(job).harvester
-    result, parts = asyncio.run(harvester.fetch(plan, list(holdings.values()), fetch))
+    result, parts = asyncio.run(harvester.fetch(plan, holdings, fetch))
     missing = harvester.missing(plan, parts)
     if not parts or (missing and not partial):
         raise NotCoveredError(f"{where}: {harvester.lament(job, plan, missing)}")
     known = {epoch: each for epoch, _, each in plans}
-    return Collected(job, plan, parts, result, {}, told=tuple(holdings.values()), plans=known)
+    return Collected(job, plan, parts, result, {}, told=tuple(holdings), plans=known)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import median_low
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Copy, MisfitError, copy_of
+from p2ptrain.core.coverage import is_beyond
+from p2ptrain.core.harvest import MisfitError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.blobs.fetching import TransferConfig
 from p2ptrain.runtime.node.observer import Observer
@@ -28,15 +29,15 @@ class Misfits:
     and those that only devices say to have whose copies have cost much time and never came."""
 
     def __init__(self) -> None:
-        self._copies: set[Copy] = set()
-        """What is told of as these blocks, or as this part, that it is not; as others it may be just right."""
+        self._copies: set[SnapshotRef] = set()
+        """Not what they are told of as: the same bytes, told of otherwise, may be just right."""
         self._num_made: Counter[PeerId] = Counter()
         self._lost_s: defaultdict[PeerId, float] = defaultdict(float)
-        self._said: set[Copy] = set()
+        self._said: set[SnapshotRef] = set()
 
     def add(self, error: MisfitError) -> bool:
         """Whether there are few enough of them to look for others."""
-        self._copies.update(map(copy_of, error.holdings))
+        self._copies.update(error.holdings)
         self._num_made.update({holding.trainer for holding in error.holdings})
         return sum(self._num_made.values()) <= MAX_MISFITS
 
@@ -47,14 +48,14 @@ class Misfits:
 
     def is_news(self, holding: SnapshotRef) -> bool:
         """Whether nobody was told yet that this one is left out. Once."""
-        is_news = copy_of(holding) not in self._said
-        self._said.add(copy_of(holding))
+        is_news = holding not in self._said
+        self._said.add(holding)
         return is_news
 
     def has(self, holding: SnapshotRef, holders: Collection[PeerId] = ()) -> bool:
         is_mistrusted = all(self._lost_s[peer] >= FETCH_TIMEOUT_S for peer in holders or (NOBODY,))
         made_several = self._num_made[holding.trainer] >= MAX_MISFITS_OF_ONE
-        return is_mistrusted or made_several or copy_of(holding) in self._copies
+        return is_mistrusted or made_several or holding in self._copies
 
 
 def answered(observer: Observer) -> list[Record]:
@@ -78,14 +79,15 @@ def what_of(holding: SnapshotRef) -> str:
     return f"part {holding.part}" if holding.span == 1 else f"blocks {holding.part}-{holding.part + holding.span - 1}"
 
 
-def plausible(members: Sequence[Record], job: Job) -> list[SnapshotRef]:
-    """What they say to have, but for copies of rounds that the job has not, and for a last layer of which only one says
-    that the group fitted it, where more say so of another."""
-    told = [h for record in members for h in record.holdings]
+def implausible(members: Sequence[Record], job: Job) -> dict[SnapshotRef, str]:
+    """Of what they say to have, copies of rounds that the job has not, and a last layer of which only one says that the
+    group fitted it, where more say so of another; and what is odd about each, in words."""
+    told, rounds = [h for record in members for h in record.holdings if h.kind != "kept"], job.training.rounds
+    odd = {h: f"of rounds after {rounds}, the job's last" for h in told if is_beyond(h, rounds)}
     makers = {h.blob: {o.trainer for o in told if o.blob == h.blob} for h in told if h.kind == "head"}
     most = max(map(len, makers.values()), default=0)
     lone = {blob for blob, by in makers.items() if len(by) == 1 < most}
-    return [h for h in told if h.blob not in lone and (h.kind == "head" or h.round <= job.training.rounds)]
+    return odd | {h: "a last layer that nobody else says the group fitted" for h in told if h.blob in lone}
 
 
 def credible_bytes(holding: SnapshotRef, members: Sequence[Record]) -> int:

@@ -230,6 +230,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"this device keeps {_text(f, 'pieces')} pieces of saved states, as many as it may, and has no room for one of "
         f"round {_text(f, 'round')}: other devices have to keep it"
     ),
+    "untold-copies": lambda f: (
+        f"{_text(f, 'copies')} of the snapshots that this device keeps have no room in what it tells of itself: the "
+        "others do not know of them"
+    ),
     "blamed": lambda f: (
         f"{_who(f)} sends what is of no use in round {_text(f, 'round')}: the group trains the round without it "
         f"({_text(f, 'detail')})"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from p2ptrain.config import Job
+from p2ptrain.core.coverage import is_beyond, within
 from p2ptrain.core.harvest import looks_of, works_of
 from p2ptrain.core.looks.figures import GroupLook, best_of, looks_of_group
 from p2ptrain.core.plan import Part, Plan
@@ -100,7 +101,12 @@ def headline(snapshot: Snapshot) -> str:
     else:
         lines.append(f"plan {plan.hash[:8]}, epoch {epoch_words(plan.epoch)}, parts: {len(plan.parts)}")
         lines += [f"  {with_names(snapshot, line)}" for line in mode_of(job).words.plan_lines(plan, job)]
-        lines += [f"  {line}" for line in mode_of(job).words.kept_lines(plan, job, members(snapshot))]
+        rounds = job.training.rounds
+        lines += [f"  {line}" for line in mode_of(job).words.kept_lines(plan, job, within(rounds, members(snapshot)))]
+        for record in members(snapshot):
+            if beyond := sum(is_beyond(ref, rounds) for ref in record.holdings):
+                told = f"{counted(beyond, 'snapshot')} that {clean(record.name, 24)} tells of"
+                lines.append(f"  left out: {told}, of rounds after {rounds}, the job's last")
         lines += [f"  {clean(line, 400)}" for line in look_lines(looks_of(snapshot.records, job.id))]
         for part in unstaffed(snapshot):
             lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")
@@ -247,7 +253,7 @@ def render(snapshot: Snapshot) -> str:
 def to_plain(snapshot: Snapshot) -> dict[str, Any]:
     """What ``status --json`` prints."""
     job, plan = snapshot.job, snapshot.plan
-    here = members(snapshot)
+    here = within(job.training.rounds, members(snapshot)) if job is not None else members(snapshot)
     looks = looks_of_group(snapshot.records, job.id) if job is not None else []
     return {
         "job": None

@@ -2,14 +2,16 @@
 
 Invariant: ``read`` returns only what holds in every respect: a header within its bounds, known types, byte ranges that
 match the shapes and cover the data exactly, without overlap or hole. Arrays are views of the bytes given, never
-copies. bfloat16 has no numpy type: such an array is its raw ``uint16``, and its spec says ``bf16``.
+copies. bfloat16 has no numpy type: such an array is its raw ``uint16``, and its spec says ``bf16``. A header is parsed
+entry by entry: a few bytes of JSON can be many of Python's, so what is parsed at once is small, however many there are.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Any, Literal, get_args
@@ -34,6 +36,7 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
 }
 _DTYPES: dict[str, DType] = {name.upper(): name for name in get_args(DType)}
 """NumPy's dtypes by their names in a safetensors header."""
+_METADATA = "__metadata__"
 _FROM_NUMPY: dict[np.dtype[Any], DType] = {dtype: name for name, dtype in _NUMPY.items() if name != "bf16"}
 
 
@@ -41,9 +44,11 @@ _FROM_NUMPY: dict[np.dtype[Any], DType] = {dtype: name for name, dtype in _NUMPY
 class Limits:
     """How much an untrusted file may claim."""
 
-    header_bytes: int = 1 << 20
-    tensors: int = 16384
+    header_bytes: int = 1 << 25
+    tensors: int = 1 << 16
     name_length: int = 256
+    entry_bytes: int = 1 << 10
+    """Of one tensor, without its name."""
     dimensions: int = 8
     total_bytes: int = 1 << 34
     metadata_entries: int = 256
@@ -124,11 +129,11 @@ def _laid_out(
         plain = np.asarray(array)
         little = plain.dtype.newbyteorder("<")
         dtype: DType | None = "bf16" if name in bf16 and little == _NUMPY["bf16"] else _FROM_NUMPY.get(little)
-        if dtype is None or (name in bf16 and dtype != "bf16") or name == "__metadata__":
+        if dtype is None or (name in bf16 and dtype != "bf16") or name == _METADATA:
             raise LocalError(f"tensor {name}: {plain.dtype} can't be written")
         typed.append((name, dtype, plain.astype(little, order="C", copy=False)))
     typed.sort(key=lambda item: (-item[2].dtype.itemsize, item[0]))  # so that every tensor lies aligned
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, array in typed:
         end = position + array.nbytes
@@ -169,12 +174,19 @@ def check(data: bytes | bytearray | memoryview | mmap, limits: Limits | None = N
     header_bytes = int.from_bytes(data[:8], "little")
     if not 2 <= header_bytes <= min(limits.header_bytes, size - 8):
         raise _bad(f"a header of {header_bytes} bytes in a file of {size}")
-    raw = _parse(bytes(data[8 : 8 + header_bytes]))
-    metadata = _check_metadata(raw.pop("__metadata__", {}), limits)
-    if len(raw) > limits.tensors:
-        raise _bad(f"{len(raw)} tensors, allowed {limits.tensors}")
     base = 8 + header_bytes
-    specs = sorted((_check_spec(name, entry, base, limits) for name, entry in raw.items()), key=_place)
+    metadata: dict[str, str] | None = None
+    found: dict[str, TensorSpec] = {}
+    for name, entry in _entries(bytes(data[8:base]), limits):
+        if name in found or (name == _METADATA and metadata is not None):
+            raise _bad(f"{name!r:.64} is given twice")
+        if name == _METADATA:
+            metadata = _check_metadata(entry, limits)
+        elif len(found) == limits.tensors:
+            raise _bad(f"more than {limits.tensors} tensors")
+        else:
+            found[name] = _check_spec(name, entry, base, limits)
+    specs = sorted(found.values(), key=_place)
     position = base
     for spec in specs:
         if spec.start != position:
@@ -182,7 +194,7 @@ def check(data: bytes | bytearray | memoryview | mmap, limits: Limits | None = N
         position = spec.end
     if position != size:
         raise _bad(f"{size - position} bytes after the last tensor")
-    return Header(tuple(specs), metadata)
+    return Header(tuple(specs), metadata or {})
 
 
 def check_values(spec: TensorSpec, array: np.ndarray, *, infinite: bool = False) -> None:
@@ -224,15 +236,43 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
-def _parse(header: bytes) -> dict[str, Any]:
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_BLANK = re.compile(rb"[ \t\n\r]*")
+
+
+def _entries(header: bytes, limits: Limits) -> Iterator[tuple[str, Any]]:
+    """What a header says, by name."""
     if header[:1] != b"{":
         raise _bad("the header does not start with a brace")
+    first = _after_blank(header, 1)
+    at = first if header[first : first + 1] == b"}" else 0  # of the last brace, or of what comes before an entry
+    while header[at : at + 1] == (b"," if at else b"{"):
+        name, at = _value(header, at + 1, 6 * limits.name_length + 2)
+        if not isinstance(name, str) or header[at : at + 1] != b":":
+            raise _bad("the header is not JSON (a name and a colon are missing)")
+        value, at = _value(header, at + 1, 2 * limits.metadata_bytes if name == _METADATA else limits.entry_bytes)
+        yield name, value
+    if header[at : at + 1] != b"}" or _after_blank(header, at + 1) != len(header):
+        raise _bad("the header is not JSON (it does not end with its brace)")
+
+
+def _value(header: bytes, at: int, most: int) -> tuple[Any, int]:
+    """The JSON that begins there, of at most so many bytes, and where what follows it begins."""
+    at = _after_blank(header, at)
+    text = header[at : at + most].decode("utf-8", "ignore")  # a character may be cut at the end
     try:
-        raw = json.loads(header.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise _bad(f"the header is not JSON ({error!s:.100})") from None
-    assert isinstance(raw, dict)  # it starts with a brace
-    return raw
+        value, length = _JSON.raw_decode(text)
+    except (ValueError, RecursionError) as error:
+        raise _bad(f"the header is not JSON ({error!s:.100}), or an entry is too long") from None
+    taken = text[:length].encode()
+    if header[at : at + len(taken)] != taken:
+        raise _bad("the header is not UTF-8")
+    return value, _after_blank(header, at + len(taken))
+
+
+def _after_blank(header: bytes, at: int) -> int:
+    found = _BLANK.match(header, at)
+    return found.end() if found else at
 
 
 def _check_metadata(raw: object, limits: Limits) -> dict[str, str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.shared.options import DATA_HELP, UserPath, allow_option, check_output, load_allowed, progress
+from p2ptrain.cli.shared.options import DATA_HELP, UserPath, allow_option, load_allowed, progress
+from p2ptrain.cli.shared.outputs import check_output
 from p2ptrain.errors import UserError
 from p2ptrain.words import word
 

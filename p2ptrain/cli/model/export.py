@@ -10,7 +10,8 @@ from typing import Literal
 
 import click
 
-from p2ptrain.cli.shared.options import UserPath, allow_option, check_output, load_allowed
+from p2ptrain.cli.shared.options import UserPath, allow_option, load_allowed
+from p2ptrain.cli.shared.outputs import check_apart, check_output
 
 EXAMPLES = """\b
 Examples:
@@ -36,7 +37,7 @@ def command(model_file: Path, kind: Literal["pt2", "onnx"], output: Path, allow_
     Class names, mean and standard deviation ride along: in onnx as metadata properties, in pt2 as the extra file
     p2ptrain.json.
     """
-    check_output(output)
+    check_apart(check_output(output), "-o", model_file, "FILE")
     if not model_file.is_file():
         load_allowed(model_file, allow_model)  # says what is wrong
     import logging

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.shared.options import UserPath, check_gives_way, write_text
+from p2ptrain.cli.shared.options import UserPath
+from p2ptrain.cli.shared.outputs import check_apart, check_gives_way, is_pipe, write_text
 
 EXAMPLES = """\b
 Examples:
@@ -49,15 +50,17 @@ def command(state_dirs: tuple[Path, ...], output: Path, csv_file: Path | None, j
     from p2ptrain.ui.report.page import MARK, page, to_csv
     from p2ptrain.words import counted
 
-    for each, mark in ((output, MARK), (csv_file, "time,")):
-        if each is not None:
-            check_gives_way(each, mark, "report", force=force)
+    check_gives_way(output, MARK, "report", force=force)
+    if csv_file is not None:
+        check_apart(csv_file, "--csv", output, "-o")
+        check_gives_way(csv_file, "time,", "report", force=force, option="--csv")
     found = gather(state_dirs or (default_state_dir(),), job)
     write_text(output, page(found))
     if csv_file is not None:
         write_text(csv_file, to_csv(found))
     numbers = {"peer": len(found.peers), "figure": len(found.lines), "event": len(found.events)}
     also = f" and {csv_file}" if csv_file else ""
-    click.echo(f"{output}{also}: {', '.join(counted(number, thing) for thing, number in numbers.items())}")
+    told = ", ".join(counted(number, thing) for thing, number in numbers.items())
+    click.echo(f"{output}{also}: {told}", err=is_pipe(output) or (csv_file is not None and is_pipe(csv_file)))
     for note in found.notes:
         click.echo(note, err=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +17,11 @@ import click
 from p2ptrain.cli.shared.options import (
     MoreNames,
     UserPath,
-    check_output,
     classes_option,
     progress,
     state_option,
-    write_text,
 )
+from p2ptrain.cli.shared.outputs import check_output, seen_from, write_text
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.model_config import is_own_code
@@ -87,7 +85,8 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
         Model and optimizer start anew from its weights: the learning rate rises and falls once more. The devices, their
         samples and how many there are may be others than before.
         """
-        check_output(output, force)
+        if check_output(output, force).suffix == ".safetensors":
+            raise UserError(f"-o {output}: the model is written to that name; name a job file, such as more.toml")
         from p2ptrain.modes.jobs import check_job, load_job
 
         old = load_job(job_file)
@@ -105,9 +104,8 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
         elif beside is not None:
             _copy(given, beside)
         start = beside or given
-        relative = os.path.relpath(start.resolve(), output.absolute().parent.resolve())
         training = dataclasses.replace(old.training, rounds=rounds or old.training.rounds)
-        model = dataclasses.replace(old.model, init=Path(relative).as_posix(), init_bytes=0)
+        model = dataclasses.replace(old.model, init=seen_from(output, start), init_bytes=0)
         new = dataclasses.replace(old, training=training, model=model, data=data)
         check_job(new, where="job continue")
         taken = _tried(new, start, _classes(told))

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from p2ptrain.cli.shared.options import check_gives_way, write_text
+from p2ptrain.cli.shared.outputs import check_apart, check_gives_way, write_text
 from p2ptrain.runtime.harvest import former_model
 from p2ptrain.runtime.model_card import MARK, card_text
 
 
-def check_card(path: Path, *, force: bool) -> None:
+def check_card(path: Path, model_file: Path, *, force: bool) -> None:
     """Raises ``UserError`` before any work is done."""
-    check_gives_way(path, MARK, "model card", force=force)
+    check_apart(path, "--card", model_file, "-o")
+    check_gives_way(path, MARK, "model card", force=force, option="--card")
 
 
 def write_card(path: Path, model_file: Path, tested: str = "") -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.shared.options import check_output, write_text
+from p2ptrain.cli.shared.outputs import check_output, is_pipe, write_text
 from p2ptrain.config import DataConfig, Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.model_config import ModelConfig, package_of
@@ -97,14 +97,18 @@ def notes_on_model(job: Job) -> list[str]:
     return [note for note in notes if note]
 
 
-def as_safetensors(init: Path, job_file: Path) -> Path:
+def as_safetensors(init: Path, job_file: Path, *, force: bool) -> Path:
     """The checkpoint itself, or, of what torch.save wrote, one beside the job file with its tensors."""
     if init.suffix == ".safetensors":
         return init
+    if is_pipe(job_file):
+        raise UserError(
+            f"--init {init}: is written as .safetensors beside the job file, and -o {job_file} is no file; name one"
+        )
     from p2ptrain.learning.initial import read_weights
     from p2ptrain.learning.snapshots import save_whole
 
-    made = job_file.with_name(f"{job_file.stem}-{init.stem}.safetensors")
+    made = check_output(job_file.with_name(f"{job_file.stem}-{init.stem}.safetensors"), force)
     try:
         save_whole(read_weights(init), made, {})
     except OSError as error:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from p2ptrain.errors import UserError
-from p2ptrain.lasting import in_place_of
 from p2ptrain.model_config import is_own_code
 
 if TYPE_CHECKING:
@@ -332,46 +331,3 @@ def check_allowed(model: str, allow_model: str) -> None:
             f"--allow-model {allow_model}: the model is another function, {model}; look at that one, and if it may run "
             f"here, allow it with --allow-model {model}"
         )
-
-
-def check_output(path: Path, force: bool = True, *, is_text: bool = False) -> Path:
-    """A path that a file can be written to. Raises ``UserError`` before any work is done.
-
-    ``is_text``: into what is no file, such as /dev/stdout, too; anything else would take its place.
-    """
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file with -o")
-    if not is_text and path.exists() and not path.is_file():
-        raise UserError(f"{path}: is no ordinary file, and would be replaced by one; name another with -o")
-    if not force and path.is_file():
-        raise UserError(f"{path}: exists already; name another file with -o, or overwrite it with --force")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{path}: no such folder: {path.absolute().parent}; make it first, or name another with -o")
-    folder = path.resolve().parent
-    if (path.is_file() or not path.exists()) and not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: this user can't write to {folder}; name another place with -o")
-    return path
-
-
-def check_gives_way(path: Path, mark: str, what: str, *, force: bool) -> None:
-    """Whether ``what`` may be written there: over one that begins with ``mark``, or over anything with ``force``.
-
-    Raises ``UserError``.
-    """
-    check_output(path, is_text=True)
-    if path.is_file() and not force:
-        with path.open("rb") as file:
-            if file.read(len(mark.encode())) != mark.encode():
-                raise UserError(f"{path}: is there already and is no {what}; name another file, or --force")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all; into what is no file, such as /dev/stdout, as it comes. Raises ``UserError``."""
-    try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8", errors="replace")
-            return
-        with in_place_of(path.resolve()) as beside:
-            beside.write_text(text, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror}); name another file with -o") from None

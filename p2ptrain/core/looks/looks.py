@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
-from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.effects import Effects, ForgetBlob, KeepReplica, ReleaseBlob, ToTrainer
+from p2ptrain.core.downloads import Borrowed, Downloads
+from p2ptrain.core.effects import Effects, ForgetBlob, KeepReplica, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.harvest import Harvester, chosen
 from p2ptrain.core.looks.figures import GroupLook, best_of, best_of_largest, looks_of_group, told_on
@@ -59,8 +59,6 @@ class Target:
     began_at: float
     num_sent: int = 0
     fetching: BlobId | None = None
-    on_disk: list[BlobId] = dataclasses.field(default_factory=list)
-    """Fetched for this alone."""
 
 
 def rounds_between(job: Job) -> int:
@@ -95,6 +93,8 @@ class Looks:
         self._next_at = 0.0
         self._look_at = NEVER
         self._target: Target | None = None
+        self._borrowed = Borrowed(downloads)
+        """Copies that are fetched for looks alone."""
 
     def holdings(self) -> tuple[SnapshotRef, ...]:
         """For the own record, the newest first."""
@@ -122,7 +122,8 @@ class Looks:
             return []
         known = self._kept.keys() | self._saving
         here = {ref.blob: ref for ref in self._role.holdings() if ref.kind == "part" and ref.blob not in known}
-        found = {ref.blob: ref for ref in told if ref.blob in here and self._fits(ref)}
+        of = {ref.blob: ref for ref in told if here.get(ref.blob) == dataclasses.replace(ref, kind="part")}
+        found = {blob: ref for blob, ref in of.items() if self._fits(ref)}
         for ref in here.values():
             if ref.trainer == self._group.own_id and self._fits(ref):
                 found[ref.blob] = self._group.made(dataclasses.replace(ref, kind="kept"))
@@ -169,15 +170,15 @@ class Looks:
         plan = self._role.plan
         if self._target is not None or not self._num_val or now < self._next_at or plan is None:
             return []
-        refs: dict[int, dict[BlobId, SnapshotRef]] = {}
+        refs: dict[int, list[SnapshotRef]] = {}
         for record in self._group.records():
             for ref in record.holdings:
                 if ref.kind == "kept" and self._fits(ref):
-                    refs.setdefault(ref.round, {})[ref.blob] = ref
+                    refs.setdefault(ref.round, []).append(ref)
         for round in sorted(refs, reverse=True)[:NEWEST]:
             if self._is_awaited(round) or (round <= self._last and not self._job.training.look_every):
                 continue  # looks that are few are for what is new
-            copies = chosen(self._harvester, plan, few_copies(refs[round].values()))
+            copies = chosen(self._harvester, plan, few_copies(refs[round]))
             state = name_of(copies or ())
             if copies is None or state in self._done:
                 continue
@@ -207,15 +208,13 @@ class Looks:
             ref = target.left[0]
             if not self._downloads.is_local(ref.blob):
                 target.fetching = ref.blob
-                sources, is_small = self._group.holders(ref.blob), ref.num_bytes <= IN_MEMORY
+                sources, pace = self._group.holders(ref.blob), self._role.replicas.pace(ref)
                 if not sources:
                     return [*effects, *self._give_up("a copy is gone")]
-                if not is_small:
-                    target.on_disk.append(ref.blob)
-                pace = self._role.replicas.pace(ref)
-                fetch = self._downloads.fetch
-                begun = fetch(ref.blob, ref.num_bytes, sources, now, ephemeral=is_small, bytes_per_s=pace)
-                return [*effects, *begun]
+                asked = (ref.blob, ref.num_bytes, sources, now)
+                if ref.num_bytes <= IN_MEMORY:
+                    return [*effects, *self._downloads.fetch(*asked, ephemeral=True, bytes_per_s=pace)]
+                return [*effects, *self._borrowed.fetch(*asked, bytes_per_s=pace)]
             target.left.pop(0)
             is_first, plan = target.num_sent == 0, self._role.plan
             command = c.LookAtModel(
@@ -250,8 +249,7 @@ class Looks:
         target, self._target = self._target, None
         if target is None:
             return []
-        note = Note("look-given-up", (("round", target.round), ("why", why[:200])))
-        return [note, *(ReleaseBlob(blob) for blob in target.on_disk)]
+        return [Note("look-given-up", (("round", target.round), ("why", why[:200])))]
 
     def looked(self, event: c.ModelLooked, now: float) -> Effects:
         """The trainer's answer."""
@@ -269,12 +267,13 @@ class Looks:
         accuracy, seconds = event.correct / event.samples, round(event.seconds, 2)
         words = (("round", target.round), ("accuracy", round(accuracy, 4)), ("samples", event.samples))
         note = Note("looked", (*words, ("seconds", seconds)))
-        return [note, *(ReleaseBlob(blob) for blob in target.on_disk), *group.say(now, looks=told)]
+        return [note, *group.say(now, looks=told)]
 
     # --- time ---
 
     def tick(self, now: float) -> Effects:
-        return self.look(now) if now >= self._look_at else []
+        wanted = {ref.blob for ref in self._target.copies} if self._target is not None else set()
+        return [*self._borrowed.let_go(wanted.__contains__), *(self.look(now) if now >= self._look_at else ())]
 
     def next_deadline(self) -> float:
         return self._look_at

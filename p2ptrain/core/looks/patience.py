@@ -64,7 +64,7 @@ class Patience:
         self.looks = job.training.patience
         """So many without more right answers are enough."""
         self._own = own
-        self._every, self._rounds = rounds_between(job), job.training.rounds
+        self._every, self.rounds = rounds_between(job), job.training.rounds
         self._told: dict[int, dict[PeerId, LookFigure]] = {}
         """By round and peer."""
         self._most_since: dict[int, float] = {}
@@ -127,7 +127,7 @@ class Patience:
         return max(found, key=lambda each: each.looks, default=None)
 
     def _counts(self, look: LookFigure) -> bool:
-        return is_sound(look) and look.round % self._every == 0 and 0 < look.round < self._rounds
+        return is_sound(look) and look.round % self._every == 0 and 0 < look.round < self.rounds
 
     def _is_most(self, peers: Iterable[PeerId]) -> bool:
         num = sum(peer in self._lookers for peer in peers)

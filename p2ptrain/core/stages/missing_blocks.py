@@ -34,6 +34,8 @@ class MissingBlocks:
         self._wanted: dict[BlobId, SnapshotRef] = {}
         self._fetched: dict[BlobId, SnapshotRef] = {}
         """Until the trainer has them."""
+        self._late: dict[BlobId, SnapshotRef] = {}
+        """On their way, and wanted no more."""
         self._failures: Counter[BlobId] = Counter()
         self._asked: Counter[PeerId] = Counter()
         """Bytes, by whom they come from."""
@@ -66,6 +68,7 @@ class MissingBlocks:
     def stop(self, *, forget_failures: bool = False) -> None:
         """Nothing is lacking now; with ``forget_failures``: there is a new plan."""
         self._give_up_at = self._retry_at = NEVER
+        self._late |= self._wanted
         self._wanted.clear()
         if forget_failures:
             self._failures.clear()
@@ -105,14 +108,15 @@ class MissingBlocks:
         return sorted(sources, key=lambda peer: (self._asked[peer], lot(f"{own}/{peer}")))
 
     def arrived(self, blob: BlobId) -> bool:
-        """Whether it was one of them."""
-        if blob not in self._wanted:
-            return False
-        self._fetched[blob] = self._wanted.pop(blob)
-        return True
+        """Whether it was one of them. One that is wanted no more is given with the next."""
+        late, wanted = self._late.pop(blob, None), self._wanted.pop(blob, None)
+        if (holding := wanted or late) is not None:
+            self._fetched[blob] = holding
+        return wanted is not None
 
     def lost(self, blob: BlobId, now: float) -> bool:
         """It could not be got. Whether it was asked for often enough, or of none but such as hand out nothing."""
+        self._late.pop(blob, None)
         if blob not in self._wanted:
             return False
         del self._wanted[blob]
@@ -123,7 +127,7 @@ class MissingBlocks:
         return in_vain or self._failures[blob] >= MAX_FAILURES
 
     def given(self) -> list[SnapshotRef]:
-        """The trainer has them: what was fetched for it."""
+        """The trainer has them: what was fetched for it, of use or not."""
         fetched = list(self._fetched.values())
         self._fetched.clear()
         return fetched

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.own.blame import own_code
-from p2ptrain.learning.own.building import READS_TOKENS
+from p2ptrain.learning.own.building import READS_TOKENS, refuse_odd
 from p2ptrain.learning.own.copying import copied
 
 COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
@@ -134,13 +134,14 @@ def _convolution_backward(
 
 @contextlib.contextmanager
 def saved_for_backward(excluded: Iterable[Tensor]) -> Iterator[dict[int, torch.UntypedStorage]]:
-    """Fills with the storages that forward passes keep for the backward pass, but for those of some tensors."""
-    own = {tensor.untyped_storage()._cdata for tensor in excluded}
+    """Fills with the storages that forward passes keep for the backward pass, but for those of some tensors, and for
+    tensors that have none of their own, as sparse ones have not."""
+    own = {storage._cdata for tensor in excluded if (storage := _storage(tensor)) is not None}
     saved: dict[int, torch.UntypedStorage] = {}  # keeps storages alive, so that no address is used twice
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        storage = _storage(tensor)
+        if storage is not None and storage._cdata not in own:
             saved[storage._cdata] = storage
         return tensor
 
@@ -148,8 +149,16 @@ def saved_for_backward(excluded: Iterable[Tensor]) -> Iterator[dict[int, torch.U
         yield saved
 
 
+def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
+    try:
+        return tensor.untyped_storage()
+    except NotImplementedError:
+        return None
+
+
 def meta_twin(model: nn.Module) -> nn.Module:
-    """A copy of the model in training mode that has shapes but no numbers."""
+    """A copy of the model in training mode that has shapes but no numbers. Raises ``JobError``."""
+    refuse_odd(model, "can't be cut into blocks")
     return _twin(model, lambda tensor: tensor.detach().to("meta"))
 
 

@@ -115,7 +115,8 @@ def _drawn_for_nothing(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 
 class _RealConstants(TorchFunctionMode):
-    """What is made of numbers in the code is made on the CPU: small, and often looked at while a model is built."""
+    """What is made of numbers in the code is made on the CPU: small, and often looked at while a model is built. What
+    goes to the CPU has no numbers to take there, and would be there already in a full build."""
 
     made = frozenset({torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.arange, torch.linspace, torch.logspace})
 
@@ -131,16 +132,21 @@ class _RealConstants(TorchFunctionMode):
         if func == _DEVICE_OF:
             self._asked.append(device := func(*args, **kwargs))
             return device
-        named = [each for each in (*args, kwargs.get("device")) if _is_meta(each)]  # what is around this comes later
+        # What is around this comes later.
+        named = [each for each in (*args, kwargs.get("device")) if _kind(each) == META.type]
         self.meta_is_named |= any(all(each is not asked for asked in self._asked) for each in named)
         if func in self.made and kwargs.get("device") is None:
             kwargs["device"] = torch.device("cpu")
+        if func in (Tensor.to, Tensor.cpu) and args[0].is_meta:
+            args = tuple(META if _kind(each) == "cpu" else each for each in args)
+            kwargs |= {"device": META} if _kind(kwargs.get("device")) == "cpu" else {}
+            return args[0] if func == Tensor.cpu else func(*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def _is_meta(value: object) -> bool:
-    kind = value.type if isinstance(value, torch.device) else value.partition(":")[0] if isinstance(value, str) else ""
-    return kind == META.type
+def _kind(value: object) -> str:
+    """Of the device that it names; "" if it names none."""
+    return value.type if isinstance(value, torch.device) else value.partition(":")[0] if isinstance(value, str) else ""
 
 
 def _build(

@@ -23,9 +23,10 @@ from torch.nn.parameter import UninitializedParameter as Uninitialized
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.copying import tensors_in
 from p2ptrain.learning.own.importing import working_directory_on_path
 from p2ptrain.learning.own.outputs import adapt
-from p2ptrain.learning.snapshots import DTYPES, MAX_DIMENSIONS, MAX_NAME
+from p2ptrain.learning.snapshots import DTYPES, MAX_DIMENSIONS, MAX_NAME, MAX_TENSORS
 
 SIGNATURE = "def build(input_shape, num_classes): ... return a torch.nn.Module"
 READS_TOKENS = "reads_tokens"
@@ -86,7 +87,13 @@ def finished(name: str, model: nn.Module, input_shape: object) -> nn.Module:
         model.cpu()
     _apart(model)
     held = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers()) if _is_plain(tensor)}
-    for tensor_name, tensor in model.state_dict().items():
+    state = model.state_dict()
+    if len(state) > MAX_TENSORS:
+        raise JobError(
+            f"model {name!r}: its state has {len(state):,} tensors, and {MAX_TENSORS:,} can be exchanged; keep what is "
+            "alike in one tensor (the weights of all experts in one parameter)"
+        )
+    for tensor_name, tensor in state.items():
         if not isinstance(tensor, Tensor) or tensor_name.endswith("_extra_state"):
             raise JobError(
                 f"model {name!r}: {tensor_name!r} of its state is a {type(tensor).__name__} (get_extra_state), which "
@@ -108,9 +115,8 @@ def finished(name: str, model: nn.Module, input_shape: object) -> nn.Module:
                 "real numbers (torch.view_as_real), and take torch.view_as_complex of it in forward"
             )
         if not _is_plain(tensor) or tensor.dtype not in DTYPES:
-            what = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
             raise JobError(
-                f"model {name!r}: tensor {tensor_name!r} of its state is {what}, which peers can't exchange; "
+                f"model {name!r}: tensor {tensor_name!r} of its state is {_kind(tensor)}, which peers can't exchange; "
                 "keep it dense and of another type (float32, int64, bool), or out of the state: "
                 "register_buffer(..., persistent=False)"
             )
@@ -124,15 +130,36 @@ def finished(name: str, model: nn.Module, input_shape: object) -> nn.Module:
 
 def refuse_blank(who: str, model: nn.Module) -> None:
     """Raises ``JobError`` where a tensor of a model that was built in full has no numbers."""
-    if blank := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
+    if blank := [name for name, tensor in (*model.state_dict().items(), *model.named_buffers()) if tensor.is_meta]:
         raise JobError(
             f"{who}: {blank[0]!r} is on the meta device, so it has no numbers; build the model on the CPU, or fill "
             "it with to_empty() and an initialisation"
         )
 
 
+def refuse_odd(model: nn.Module, doing: str) -> None:
+    """Raises ``JobError`` where it keeps a tensor whose elements don't lie side by side, as those of sparse and nested
+    ones, as a buffer or beside. ``doing``: what can't be done then."""
+    held = [
+        (f"{prefix}.{name}", value) for prefix, module in model.named_modules() for name, value in vars(module).items()
+    ]
+    for name, tensor in [*model.named_buffers(), *((name, each) for name, value in held for each in tensors_in(value))]:
+        if not _is_plain(tensor):
+            raise JobError(
+                f"{name.lstrip('.')!r} of the model is {_kind(tensor)}, and a model with such a tensor {doing}; keep "
+                'it dense, or train with mode = "replicas"'
+            )
+
+
 def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
+
+
+def _kind(tensor: Tensor) -> str:
+    """In a word."""
+    if tensor.is_nested:
+        return "nested"
+    return str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.").lstrip("_")
 
 
 def _apart(model: nn.Module) -> None:

@@ -20,15 +20,16 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     known: dict[int, Any] = dict(memo or {})
     for module in model.modules():
         for value in vars(module).values():
-            for tensor in _tensors_in(value):
+            for tensor in tensors_in(value):
                 if not tensor.is_leaf:
                     known.setdefault(id(tensor), tensor.detach())
     return copy.deepcopy(model, known)
 
 
-def _tensors_in(value: object, depth: int = 3) -> Iterator[Tensor]:
+def tensors_in(value: object, depth: int = 3) -> Iterator[Tensor]:
+    """In lists and tables, too."""
     if isinstance(value, Tensor):
         yield value
     elif depth and isinstance(value, (dict, list, tuple)) and not isinstance(value, nn.Module):
         for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(each, depth - 1)
+            yield from tensors_in(each, depth - 1)

@@ -17,6 +17,7 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.blocks.flops import sample_dtype
 from p2ptrain.learning.blocks.tracing import place, trace
 from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.building import refuse_odd
 from p2ptrain.learning.own.copying import copied
 from p2ptrain.learning.submodels.channels import NEXT_STEP, Channels
 from p2ptrain.learning.submodels.kinds import LINEAR_TAIL, name_of
@@ -32,6 +33,7 @@ def analyse(model: nn.Module, input_shape: Sequence[int]) -> Channels:
             f"the model {type(model).__name__} leaves {hidden[0]!r} out of its state_dict(), by which class sub-models "
             'are divided; let it be in there, or train with mode = "replicas"'
         )
+    refuse_odd(model, "can't be divided among classes")
     with own_code(f"the model {type(model).__name__} can't be copied", model, 'train with mode = "replicas"'):
         model = copied(model).cpu()
     model.eval()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Collected, Copy, Fetch, Harvest, OtherModel, Snapshot, copy_of, stopped_after
+from p2ptrain.core.harvest import Collected, Fetch, Harvest, OtherModel, Snapshot, stopped_after
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
@@ -29,20 +29,20 @@ async def fetch(
     """Saved runs by their first block, which cover all blocks at the newest step that can be had; {} if none can."""
     num_blocks = body_of(plan).pipeline.num_blocks
     left = [holding for holding in holdings if holding.kind == "part"]
-    got: dict[Copy, bytes] = {}
+    got: dict[SnapshotRef, bytes] = {}
     while (newest := newest_whole(num_blocks, left)) != NO_STATE:
         state = next(iter(models_at(num_blocks, newest[0], left)))
-        chosen = cover([(0, num_blocks)], state, left, lambda holding: copy_of(holding) in got) or []
+        chosen = cover([(0, num_blocks)], state, left, lambda holding: holding in got) or []
         for holding in chosen:
-            if copy_of(holding) not in got:
+            if holding not in got:
                 what = f"blocks {holding.part}-{holding.part + holding.span - 1} after {state[0]} batches"
                 data = await fetch(holding, what)
                 if data is None:
                     left.remove(holding)  # perhaps somebody has another copy, or an older step is whole
                     break
-                got[copy_of(holding)] = data
+                got[holding] = data
         else:
-            return None, {holding.part: [Snapshot(holding, got[copy_of(holding)])] for holding in chosen}
+            return None, {holding.part: [Snapshot(holding, got[holding])] for holding in chosen}
     return None, {}
 
 

@@ -153,7 +153,7 @@ class PipelineRole:
         """All own snapshots: stages are up to a batch apart, so the newest may not be saved everywhere yet."""
         first = (*self._handed_over.holdings(), *reversed(self.replicas.own))
         all_of_it = (*first, *(h for h in self.replicas.replication.holdings() if h not in first))
-        return tuple(holding for holding in all_of_it if holding.blob not in self._checkpoints.refused)
+        return tuple(holding for holding in all_of_it if not self._checkpoints.is_refused(holding))
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         return blob not in self._checkpoints.damaged

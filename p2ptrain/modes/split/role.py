@@ -268,7 +268,7 @@ class SplitRole:
     def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
         """What others saved did not fit: these blobs are not tried again."""
         if self.plan is not None and isinstance(self._state, at.Starting) and self._state.round:
-            self.replicas.refused |= {ref.blob for ref in self._pieces(self.plan, self._state.round)}
+            self.replicas.refused |= set(self._pieces(self.plan, self._state.round))
         return [Note("snapshot-refused", (("detail", event.detail[:200]),)), *self._lose(now)]
 
     def _failed(self, event: c.TrainerFailed, now: float) -> Effects:

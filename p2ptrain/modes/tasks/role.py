@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from p2ptrain.core import commands as c
+from p2ptrain.core.downloads import Borrowed
 from p2ptrain.core.effects import Effects, Handler, KeepPlan, KeepSnapshot, MessageHandler, ToTrainer
 from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
@@ -91,7 +92,7 @@ class TasksRole:
         self._exchanges = Exchanges(group, given.downloads, given.rng, job)
         self._group = group
         self._job = job
-        self._downloads = given.downloads
+        self._downloads, self._borrowed = given.downloads, Borrowed(given.downloads)
         self._restarts = Restarts(group)
         self._state: Idle | Seeking | Following = Idle()
         self._has_finished = False
@@ -154,6 +155,10 @@ class TasksRole:
         is_tried = isinstance(state, Seeking) and state.trying is not None and state.trying.blob == blob
         return is_tried or self.ending.wants(blob)
 
+    def _is_needed(self, blob: BlobId) -> bool:
+        """Also what the trainer began with, until there is an own snapshot to begin with again."""
+        return self._is_awaited(blob) or all(own.part != self.part for own in self.replicas.own)
+
     # --- the plan ---
 
     def plan_adopted(self, plan: Plan, now: float) -> Effects:
@@ -203,14 +208,12 @@ class TasksRole:
 
     def _copies_of(self, part: int) -> list[m.SnapshotRef]:
         """Every copy of a part that is here or that a member has, the freshest last; our own wins a tie."""
-        rounds, own = self._job.training.rounds, {h.blob for h in self.replicas.own}
-        found = {h.blob: h for h in self.replicas.replication.holder.kept() if h.part == part}
-        for record in self._group.records():
-            held = (h for h in record.holdings if (h.kind, h.part) == ("part", part))
-            found |= {h.blob: h for h in held if h.round <= rounds}
-        found |= {h.blob: h for h in self.replicas.own if h.part == part}
+        rounds, own = self._job.training.rounds, self.replicas.own
+        told = (h for record in self._group.records() for h in record.holdings if h.kind == "part")
+        known = dict.fromkeys((*own, *self.replicas.replication.holder.kept(), *(h for h in told if h.round <= rounds)))
         is_local = self._downloads.is_local
-        return sorted(found.values(), key=lambda h: (h.round, h.step, h.blob in own, is_local(h.blob), h.blob))
+        of_part = (h for h in known if h.part == part)
+        return sorted(of_part, key=lambda h: (h.round, h.step, h in own, is_local(h.blob), h.blob))
 
     def _seek(self, state: Seeking, now: float) -> Effects:
         """Get the freshest copy that is left to try; without any, start from the job's initial weights."""
@@ -237,7 +240,7 @@ class TasksRole:
 
     def _fetch(self, holding: m.SnapshotRef, sources: list[PeerId], now: float) -> Effects:
         note = Note("fetching-part", (("part", holding.part), ("round", holding.round), ("from", sources[0])))
-        return [note, *self._downloads.fetch(holding.blob, holding.num_bytes, sources, now)]
+        return [note, *self._borrowed.fetch(holding.blob, holding.num_bytes, sources, now)]
 
     def _look_again(self, state: Seeking) -> bool:
         """Who had a copy may have a newer one in its place by now, and others may have one: better than none."""
@@ -364,7 +367,7 @@ class TasksRole:
         return effects + self.ending.blob_lost(blob, now)
 
     def tick(self, now: float) -> Effects:
-        return [*self.replicas.tick(now), *self._exchanges.tick(now)]
+        return [*self.replicas.tick(now), *self._exchanges.tick(now), *self._borrowed.let_go(self._is_needed)]
 
     def next_deadline(self) -> float:
         return min(self.replicas.next_deadline(), self._exchanges.next_deadline(), NEVER)

@@ -36,7 +36,7 @@ def cover(
 ) -> list[SnapshotRef] | None:
     """The fewest saved runs of ``state`` that cover ``runs``; None where they don't. Larger preference wins a tie."""
     fitting = [holding for holding in holdings if (holding.step, holding.epoch) == state]
-    chosen: dict[tuple[str, int], SnapshotRef] = {}
+    chosen: dict[SnapshotRef, None] = {}
     for first, stop in runs:
         at = first
         while at < stop:
@@ -44,14 +44,19 @@ def cover(
             if not reaching:
                 return None
             best = max(reaching, key=lambda h: (min(stop, h.part + h.span), preference(h), h.blob))
-            chosen[best.blob, best.part] = best  # a liar may tell of a blob as other blocks than it has
+            chosen[best] = None
             at = best.part + best.span
-    return list(chosen.values())
+    return list(chosen)
+
+
+def told_by(by_peer: Mapping[str, Sequence[SnapshotRef]]) -> list[SnapshotRef]:
+    """All that anybody has, each once. Not each blob once: a liar may tell of an honest one as of something else."""
+    return list(dict.fromkeys(holding for held in by_peer.values() for holding in held))
 
 
 def lacking_of(state: State, by_peer: Mapping[str, Sequence[SnapshotRef]]) -> Callable[[str, Run], float]:
     """Bytes that a peer would have to fetch to begin a run of blocks with ``state``; infinite where nobody has it."""
-    holdings = list({h.blob: h for held in by_peer.values() for h in held}.values())
+    holdings = told_by(by_peer)
     own = {peer: {h.blob for h in held} for peer, held in by_peer.items()}
 
     def lacking(peer: str, run: Run) -> float:
@@ -84,7 +89,7 @@ def states_to_keep(num_blocks: int, by_peer: Mapping[str, Sequence[SnapshotRef]]
     losses: set[frozenset[str]] = {frozenset(), *map(frozenset, combinations(by_peer, 1))}
     losses.update(map(frozenset, combinations(by_peer, 2)))
     kept = []
-    for state in _whole(num_blocks, list({h.blob: h for held in by_peer.values() for h in held}.values())):
+    for state in _whole(num_blocks, told_by(by_peer)):
         holders: list[set[str]] = [set() for _ in range(num_blocks)]
         for peer, held in by_peer.items():
             for holding in held:

@@ -42,7 +42,10 @@ class JobSearch:
         return self._due
 
     def told(self, sender: PeerId, data: bytes, now: float) -> None:
-        """``sender`` says that this is the job. Raises ``RemoteError`` for what is none."""
+        """``sender`` says that this is the job: what it says first counts, so that nobody alone takes the room of all
+        others. Raises ``RemoteError`` for what is none."""
+        if sender in self._told:
+            return
         try:
             job = job_told(data)
         except RemoteError as error:
@@ -57,7 +60,7 @@ class JobSearch:
         if job.id not in self._jobs and len(self._jobs) == MAX_JOBS:
             return
         self._jobs[job.id] = job
-        self._told.setdefault(sender, job.id)
+        self._told[sender] = job.id
         if len(self._told) > MAX_TELLERS:
             self._told.popitem(last=False)
         self._due = min(self._due, now + SETTLE_S)

@@ -16,7 +16,6 @@ within ``SPARE_IDLE_S``.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 
 from p2ptrain.core.effects import Effects
@@ -42,8 +41,9 @@ IDLE_S = 120.0
 SPARE, SPARE_IDLE_S = 32, 20.0
 MOST_AT_ONCE = 32
 """Links that are let go of at one look."""
-UNSAID_S, MAX_UNSAID = 10.0, 256
-"""So long, and so many unlike control messages, wait for a link: what is said again waits from then on."""
+UNSAID_S, MAX_UNSAID = 10.0, 16
+"""So long, and so many unlike control messages to each member, wait for a link: what is said again waits from then
+on."""
 CHATTER = frozenset(
     {m.Ping, m.PingRequest, m.Ack, m.RecordDigest, m.Records, m.RecordChanges}
     | {m.JobRequest, m.JobReply, m.StatusRequest, m.StatusReply}
@@ -75,7 +75,8 @@ class Reach:
         """When each link last carried anything but chatter."""
         self._streams: dict[PeerId, int] = {}
         """By peer, the epoch of the last stage message, or acknowledgement of one."""
-        self._unsaid: deque[tuple[float, PeerId, m.Message]] = deque(maxlen=MAX_UNSAID)
+        self._unsaid: dict[PeerId, list[tuple[float, m.Message]]] = {}
+        """By member, the newest last."""
         sessions.when_idle = self._when_idle
 
     # --- what others may ask ------------------------------------------------------------------------------------------
@@ -101,8 +102,7 @@ class Reach:
         """There is a link: what waited to be said over it."""
         if self._was_large:
             self._used[peer] = now
-        said = [message for since, to, message in self._unsaid if to == peer and now - since < UNSAID_S]
-        self._unsaid = deque((each for each in self._unsaid if each[1] != peer), maxlen=MAX_UNSAID)
+        said = [message for since, message in self._unsaid.pop(peer, []) if now - since < UNSAID_S]
         return [*(Send(peer, message) for message in said), *self._dial_unsaid(now)]
 
     def told_of(self, old: m.Record | None, new: m.Record, now: float) -> Effects:
@@ -130,8 +130,8 @@ class Reach:
         if record is None or peer == self._own_id:
             return []
         if kind not in CHATTER and m.lane_of(send.message) == "control":
-            others = (each for each in self._unsaid if each[1:] != (peer, send.message))
-            self._unsaid = deque((*others, (now, peer, send.message)), maxlen=MAX_UNSAID)
+            others = (each for each in self._unsaid.get(peer, []) if each[1] != send.message)
+            self._unsaid[peer] = [*others, (now, send.message)][-MAX_UNSAID:]
         return self._dial(record, now)
 
     def tick(self, now: float) -> Effects:
@@ -163,8 +163,9 @@ class Reach:
     def _dial_unsaid(self, now: float) -> Effects:
         """Whom something waits to be said to: there may have been no room to dial so far."""
         effects: Effects = []
+        self._unsaid = {peer: said for peer, said in self._unsaid.items() if now - said[-1][0] < UNSAID_S}
         records = self._records() if self._unsaid else {}
-        for peer in dict.fromkeys(to for since, to, _ in self._unsaid if now - since < UNSAID_S):
+        for peer in self._unsaid:
             if peer in records and self._sessions.key_of(peer) is None:
                 effects += self._dial(records[peer], now)
         return effects

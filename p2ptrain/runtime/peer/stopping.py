@@ -38,8 +38,6 @@ class GroupStop:
         self._ending: frozenset[PeerId] = frozenset()
         """Who said at the last look that it ends: what is said of a process that is gone passes by until the next."""
         self._patience: Patience | None = None
-        self._rounds = 0
-        """The job's, once it is known."""
         self.messages: Mapping[type, MessageHandler] = {
             Stop: self.received,
             StopReply: lambda *each: [],  # of those whom this peer told
@@ -47,7 +45,6 @@ class GroupStop:
 
     def begin(self, job: Job) -> None:
         """The job is known."""
-        self._rounds = job.training.rounds
         if job.training.patience and not patience_note(job):
             self._patience = Patience(job, self._group.own_id)
 
@@ -105,7 +102,7 @@ class GroupStop:
         self._patience.heard(members, now)
         found = self._patience.standstill(now)
         if found is not None and self._is_enough(found):
-            after = first or 1 + self._round_under_way(members, own)
+            after = first or 1 + round_under_way(members, own, self._patience.rounds)
             return [Note("patience-over", self._why(members)), *self._end(role, after, now)]
         lookers = found.tellers if found is not None else frozenset()
         is_theirs = 2 * len(ending) > len(members) or (len(lookers) == 1 and lookers <= {r.peer for r in ending})
@@ -113,12 +110,6 @@ class GroupStop:
             return []
         names = self._group.names_of(record.peer for record in ending)
         return [Note("ends-with-others", (("names", names), *self._why(members))), *self._end(role, first, now)]
-
-    def _round_under_way(self, members: Sequence[Record], own: Record) -> int:
-        """So many are over, for who is furthest; that one alone says to be far ahead of all others does not count."""
-        rounds = sorted(r.round for r in members if r.round < self._rounds and r.peer != own.peer)
-        most, second = (*reversed(rounds), own.round, own.round)[:2]
-        return max(own.round, min(most, 1 + max(second, own.round)))
 
     def _is_enough(self, found: Standstill) -> bool:
         """Whether looks say so, and not those of one other member alone."""
@@ -133,3 +124,11 @@ class GroupStop:
             return ()
         figures = ("accuracy", round(best.accuracy, 4)), ("samples", best.samples)
         return ("looks", self._patience.looks), ("best", best.round), *figures
+
+
+def round_under_way(members: Sequence[Record], own: Record, rounds: int) -> int:
+    """So many of the job's are over, for who is furthest; that one alone says to be far ahead of all others does not
+    count."""
+    others = sorted(r.round for r in members if r.round < rounds and r.peer != own.peer)
+    most, second = (*reversed(others), own.round, own.round)[:2]
+    return max(own.round, min(most, 1 + max(second, own.round)))

@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from p2ptrain.cli import main as entry
-from p2ptrain.cli.shared.options import check_gives_way, check_output, write_text
+from p2ptrain.cli.shared.model_check import as_safetensors
+from p2ptrain.cli.shared.outputs import check_apart, check_folder, check_gives_way, check_output, seen_from, write_text
 from p2ptrain.errors import UserError
 from p2ptrain.learning import checkpoint, snapshots
 
@@ -67,6 +68,49 @@ def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path) -> None:
         check_output(Path(os.devnull))
     assert check_output(Path(os.devnull), is_text=True) == Path(os.devnull)
     assert check_output(tmp_path / "new") == tmp_path / "new"
+
+
+def test_what_can_not_be_written_to_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    for path, why in (
+        (tmp_path, "is a folder; name a file with --out"),
+        (tmp_path / "none" / "x", "no such folder: .*none; make it first"),
+        (here / "x", "no such folder: .*here; make it first"),
+        (tmp_path / "pipe", "is no ordinary file"),
+    ):
+        with pytest.raises(UserError, match=why):
+            check_output(path, option="--out")
+    assert check_output(tmp_path / "pipe", is_text=True)
+    with pytest.raises(UserError, match=r"--out .*here: can't be made \(it is no folder\)"):
+        check_folder(here)
+    with pytest.raises(UserError, match=r"--out .*x: can't be made \(.*\)"):
+        check_folder(here / "x")
+    assert check_folder(tmp_path / "a" / "b").is_dir()
+    with pytest.raises(UserError, match=r"--card and -o both name .*here"):
+        check_apart(here, "--card", tmp_path / "a" / ".." / "here", "-o")
+    check_apart(Path(os.devnull), "--csv", Path(os.devnull), "-o")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser may do anything
+    for look, path in ((check_output, here), (check_output, tmp_path / "new"), (check_folder, tmp_path)):
+        with pytest.raises(UserError, match="no file may be written into"):
+            look(path)
+    with pytest.raises(UserError, match="may not be written to"):
+        check_output(tmp_path / "pipe", is_text=True)
+
+
+def test_weights_are_written_beside_a_job_file_and_beside_nothing_else(tmp_path: Path) -> None:
+    init = tmp_path / "net.pth"
+    torch.save({"a": torch.zeros(2)}, init)
+    with pytest.raises(UserError, match=r"is written as \.safetensors beside the job file, and -o .* is no file"):
+        as_safetensors(init, Path(os.devnull), force=True)
+    made = as_safetensors(init, tmp_path / "job.toml", force=False)
+    assert made == tmp_path / "job-net.safetensors"
+    with pytest.raises(UserError, match="exists already"):
+        as_safetensors(init, tmp_path / "job.toml", force=False)
+    assert as_safetensors(init, tmp_path / "job.toml", force=True) == made
+    assert seen_from(tmp_path / "jobs.toml", made) == "job-net.safetensors"
+    assert seen_from(Path(os.devnull), made) == made.resolve().as_posix(), "nobody knows where that goes"
 
 
 @pytest.mark.parametrize(

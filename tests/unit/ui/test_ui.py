@@ -19,7 +19,7 @@ from p2ptrain.config import DataConfig, Job
 from p2ptrain.core.harvest import BestState, Look, PartReport
 from p2ptrain.core.looks.figures import GroupLook
 from p2ptrain.core.plan import PeerSnapshot, Plan
-from p2ptrain.ids import PeerId
+from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.tasks import words as tasks_words
 from p2ptrain.modes.tasks.harvest import TasksHarvest
 from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
@@ -27,7 +27,7 @@ from p2ptrain.runtime import report
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.ui import messages_for_people, status_table
 from p2ptrain.ui.watch import PlainScreen, open_screen
-from p2ptrain.wire.messages import NO_PART, LookFigure, MemberState, Record, StreamRate
+from p2ptrain.wire.messages import NO_PART, LookFigure, MemberState, Record, SnapshotRef, StreamRate
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
 JOB = Job(data=DataConfig(("cat", "dog", "emu", "fox"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
@@ -84,6 +84,14 @@ def test_a_row_says_device_part_classes_step_loss_and_speed() -> None:
     assert "nobody trains part 1 (emu, fox)" in text
 
 
+def test_what_one_device_lies_about_hides_nothing_of_another_s_copies() -> None:
+    honest = record(A, holdings=(copy(4),))
+    lies = record(B, part=1, round=10**6, holdings=(copy(3, B), copy(10**6, B)))
+    for told in ((honest, lies), (lies, honest)):
+        found = status_table.to_plain(Found(records=told))["coverage"]
+        assert found["cells"][0]["copies"] == {A: 4, B: 3} and found["done"] <= 10
+
+
 def test_waits_and_refusals_stand_below_the_row() -> None:
     found = Found(records=(record(A, waiting_for="others to finish: B"),), refused={A: {"proof": 2}})
     text = status_table.render(found)
@@ -95,6 +103,12 @@ def test_waits_and_refusals_stand_below_the_row() -> None:
 
 NO_JOB = (record(A, job=""), record(B, job=""))
 APART = (record(A, job="0123456789abcdef"),)
+
+
+def copy(round: int, trainer: PeerId = A) -> SnapshotRef:
+    return SnapshotRef(0, trainer, 3, round, 30 * round, 1, BlobId("0" * 64), 4)
+
+
 WAITS = Found(records=(record(A, waiting_for="B"),))
 LOOKED = (
     record(A, looks=(LookFigure("a" * 16, 2, 10, 9, 1.0), LookFigure("b" * 16, 4, 10, 5, 1.0))),
@@ -118,6 +132,11 @@ SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
     (" 4/10 ", Found(), Found(records=APART)),
     ("#0 cat, dog, 60 % of the width", Found(), Found(records=APART)),
     ("  nobody trains part 0", Found(records=APART), Found()),
+    (
+        "  left out: 2 snapshots that kitchen tells of, of rounds after 10, the job's last",
+        Found(records=(record(A, holdings=(copy(10), copy(11), copy(99))),)),
+        Found(records=(record(A, holdings=(copy(10),)),)),
+    ),
     ("  nobody trains part 1 (emu, fox)", Found(), Found(records=(record(A), record(B, part=1)))),
     ("  nobody trains part 0", Found(states={A: "dead"}), Found(states={A: "suspect"})),
     ("  nobody trains part 0", Found(records=(record(A, phase="failed"),)), Found()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -105,6 +106,17 @@ def test_what_has_no_type_is_our_bug():
         file_of({"a": F32, "b": F32}, b"x" * 8),
         file_of({"a": F32, "b": {**F32, "data_offsets": [4, 12]}}, b"x" * 12),
         file_of({"a": F32, "b": {**F32, "data_offsets": [12, 20]}}, b"x" * 20),
+        file_of(b'{"a":' + json.dumps(F32).encode() + b',"a":' + json.dumps(F32).encode() + b"}", b"x" * 16),
+        file_of(b'{"__metadata__":{},"__metadata__":{}}'),
+        file_of(b'{"a":' + json.dumps(F32).encode() + b",}", b"x" * 8),
+        file_of(b'{"a":' + json.dumps(F32).encode(), b"x" * 8),
+        file_of(b'{"a":' + json.dumps(F32).encode() + b"}}", b"x" * 8),
+        file_of(b'{"a" ' + json.dumps(F32).encode() + b"}", b"x" * 8),
+        file_of(b"{1:" + json.dumps(F32).encode() + b"}", b"x" * 8),
+        file_of(b"{,}"),
+        file_of(b"{"),
+        file_of(b'{"a\xff":' + json.dumps(F32).encode() + b"}", b"x" * 8),
+        file_of({"a": {**F32, "shape": [2] + [1] * 2000}}, b"x" * 8),
         file_of({"": F32}, b"x" * 8),
         file_of({"n" * 300: F32}, b"x" * 8),
         file_of({"__metadata__": {"a": 1}}),
@@ -116,6 +128,34 @@ def test_refuses(data):
     with pytest.raises(RemoteError) as caught:
         check(data)
     assert caught.value.reason == "tensor-file"
+
+
+def test_blanks_and_odd_names_are_read_as_json_reads_them():
+    names = ["plain", 'q"uote', "back\\slash", "ü" * 200, "\N{SNOWMAN}", "a{b}[c],:", "\n"]
+    entries = {name: {**F32, "data_offsets": [8 * i, 8 * i + 8]} for i, name in enumerate(names)}
+    for ascii_only in (True, False):
+        text = json.dumps({"__metadata__": {'}"': "{"}, **entries}, indent=3, ensure_ascii=ascii_only)
+        header = check(file_of(f"{text}  \n".encode(), bytes(8 * len(names))))
+        assert [spec.name for spec in header.specs] == names and header.metadata == {'}"': "{"}
+    assert check(file_of(b"{ } ")).specs == () and check(file_of(b"{}")).metadata == {}
+
+
+def test_a_model_of_thousands_of_tensors_is_read_with_all_that_an_optimizer_keeps():
+    names = [f"blocks.{i}.attention.projection.weight" for i in range(2500)]
+    kept = ["model.", "optim.step.", "optim.exp_avg.", "optim.exp_avg_sq."]
+    data = pack({prefix + name: np.zeros(1, np.float32) for prefix in kept for name in names})
+    assert int.from_bytes(data[:8], "little") > 1 << 20
+    assert len(read_untrusted(data).specs) == 10_000
+
+
+@pytest.mark.parametrize("entry", [b"[" + b"{}," * (1 << 20) + b"0]", b'{"' + b'":{},"' * (1 << 20) + b'":0}'])
+def test_a_hostile_header_costs_little_more_than_its_bytes(entry):
+    data = file_of(b'{"a":' + entry + b"}")
+    tracemalloc.start()
+    with pytest.raises(RemoteError):
+        check(data)
+    assert tracemalloc.get_traced_memory()[1] < len(data) + (1 << 18)
+    tracemalloc.stop()
 
 
 def test_limits():

@@ -23,6 +23,7 @@ from p2ptrain.planning.pipeline.coverage import (
     missing,
     newest_whole,
     states_to_keep,
+    told_by,
 )
 from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import SnapshotRef
@@ -32,13 +33,14 @@ MAX_OLDER = 3
 
 
 class Checkpoints:
-    """``own``: what is saved here. ``is_vain``: whether a member hands out nothing of what it says to have.
-    ``refused``: blobs that are not what they should be, or that nobody hands out."""
+    """``own``: what is saved here. ``is_vain``: whether a member hands out nothing of what it says to have."""
 
     def __init__(
         self, group: GroupView, own: Callable[[], Iterable[SnapshotRef]], is_vain: Callable[[PeerId], bool]
     ) -> None:
-        self.refused: set[BlobId] = set()
+        self._refused: set[BlobId | SnapshotRef] = set()
+        """Blobs that nobody hands out, and what is not what it is told of as: the same blob may be just right as
+        something else."""
         self.damaged: set[BlobId] = set()
         """Blobs whose copy here is not what it should be: others' are fetched in its place."""
         self._group = group
@@ -63,8 +65,8 @@ class Checkpoints:
         held[group.own_id] = self._own()
         if absent:
             held |= {record.peer: record.holdings for record in group.absent()}
-        said = {p: [h for h in hs if h.kind == "part" and h.blob not in self.refused] for p, hs in held.items()}
-        num_said = Counter(blob for holdings in said.values() for blob in {h.blob for h in holdings})
+        said = {p: [h for h in hs if h.kind == "part" and not self.is_refused(h)] for p, hs in held.items()}
+        num_said = Counter(h for holdings in said.values() for h in set(holdings))
         for peer, holdings in said.items():
             if peer == group.own_id:
                 continue
@@ -72,13 +74,13 @@ class Checkpoints:
             reach = {h.epoch: max(others, self.reach(PeerId(peer), h.epoch)) for h in holdings}
             is_vain = peer in self._broke_word or self._is_vain(PeerId(peer))
             said[peer] = [
-                h for h in holdings if num_said[h.blob] > 1 or ((ahead or h.step <= reach[h.epoch]) and not is_vain)
+                h for h in holdings if num_said[h] > 1 or ((ahead or h.step <= reach[h.epoch]) and not is_vain)
             ]
         return said
 
     def known(self, *, absent: bool = False) -> list[SnapshotRef]:
         """All of them, each once."""
-        return list({h.blob: h for held in self.by_peer(absent=absent).values() for h in held}.values())
+        return told_by(self.by_peer(absent=absent))
 
     def newest(self, plan: Plan, *, absent: bool = False) -> State:
         """The newest state that is saved whole."""
@@ -121,7 +123,11 @@ class Checkpoints:
         suspects = [blob for blob in blobs if blob not in self.damaged and self._group.holders(blob)]
         self.damaged.update(suspects)
         if not suspects:
-            self.refused.update(holding.blob for holding in given)
+            self._refused.update(given)
+
+    def is_refused(self, holding: SnapshotRef) -> bool:
+        """Whether it is of no use, as it is told of or at all."""
+        return not self._refused.isdisjoint((holding, holding.blob))
 
     def arrived(self, blob: BlobId) -> None:
         """Somebody has handed it out."""
@@ -130,7 +136,7 @@ class Checkpoints:
 
     def not_had(self, blob: BlobId) -> Note:
         """It was asked for often enough; who said to have it, for people."""
-        self.refused.add(blob)
+        self._refused.add(blob)
         holders = self._group.holders(blob)
         self._broke_word.update(holders)
         return Note("blocks-not-had", (("from", self._group.names_of(holders)),))
@@ -149,5 +155,5 @@ class Checkpoints:
             index = pipeline.stage_of(self._group.own_id)
             if index is not None:
                 have = (pipeline.stages[index].start, pipeline.stages[index].stop)
-        known = list({h.blob: h for held_by in self.by_peer(ahead=True).values() for h in held_by}.values())
+        known = told_by(self.by_peer(ahead=True))
         return have, cover(missing(stage, have), state, known, lambda h: (is_local(h.blob), -h.span))

@@ -20,7 +20,6 @@ that has all of its copies or gets them, is given up by nobody who has it; nor i
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from p2ptrain.core.downloads import Downloads
@@ -61,8 +60,8 @@ class SavedStates(Replicas):
         """What is done when one more piece is safe here."""
         self.is_last: Callable[[int], bool] = lambda round: round >= rounds
         """Whether nothing is trained after that round: sooner than the job says where the group ends early."""
-        self.refused: set[BlobId] = set()
-        """Blobs that are not what they should be, or that nobody hands out."""
+        self.refused: set[BlobId | SnapshotRef] = set()
+        """Blobs that nobody hands out, and what is not what it is told of as."""
         self._num_others = num_replicas
         self._rounds = rounds
         self._kept = {ref.blob: ref for ref in kept if ref.kind == "part"}
@@ -86,30 +85,23 @@ class SavedStates(Replicas):
         """The newest first."""
         return tuple(sorted(self._kept.values(), key=lambda ref: (-ref.step, -ref.epoch, ref.part)))
 
-    def by_peer(self) -> dict[str, list[SnapshotRef]]:
-        """Saved pieces, by the members that have them, this one included."""
+    def holders(self) -> dict[SnapshotRef, set[PeerId]]:
+        """The members that have each saved piece, this one included. By all that is said of it: a liar may tell of an
+        honest blob as of something else."""
         group = self._group
-        found: dict[str, list[SnapshotRef]] = {}
+        found: dict[SnapshotRef, set[PeerId]] = {}
         for member in group.members():
             record = group.record(member)
-            held: Iterable[SnapshotRef] = ()
-            if member == group.own_id:
-                held = self._kept.values()
-            elif record is not None:
-                held = record.holdings
-            found[member] = [ref for ref in held if self._counts(ref)]
+            held: Iterable[SnapshotRef] = record.holdings if record is not None else ()
+            for ref in self._kept.values() if member == group.own_id else held:
+                is_sound = self.refused.isdisjoint((ref, ref.blob))
+                if ref.kind == "part" and 0 < ref.step == ref.round <= self._rounds and is_sound:
+                    found.setdefault(ref, set()).add(member)
         return found
-
-    def _counts(self, ref: SnapshotRef) -> bool:
-        return ref.kind == "part" and 0 < ref.step == ref.round <= self._rounds and ref.blob not in self.refused
-
-    def known(self) -> list[SnapshotRef]:
-        """All of them, each once."""
-        return list({ref.blob: ref for held in self.by_peer().values() for ref in held}.values())
 
     def newest(self) -> tuple[int, tuple[StartPiece, ...]]:
         """The newest state that is whole, and its pieces in order; (0, none): the initial weights."""
-        states = whole_states(self._num_blocks, self.known())
+        states = whole_states(self._num_blocks, self.holders())
         if not states:
             return 0, ()
         state, refs = next(iter(states.items()))
@@ -121,7 +113,7 @@ class SavedStates(Replicas):
         if plan is None:
             return []
         state = (round, plan.epoch, body_of(plan).averager)
-        return whole_states(self._num_blocks, [ref for ref in self.known() if state_of(ref) == state]).get(state, [])
+        return whole_states(self._num_blocks, [ref for ref in self.holders() if state_of(ref) == state]).get(state, [])
 
     def is_finished(self, round: int) -> bool:
         """Whether the plan's averager has made that state, and enough peers have it."""
@@ -134,29 +126,28 @@ class SavedStates(Replicas):
 
     def alone_with(self, round: int) -> bool:
         """Whether that round counts as finished though nobody but its averager has all of it."""
-        return self.is_finished(round) and not self._have_enough(self.of_plan(round))
+        return self.is_finished(round) and not self._have_enough(self.of_plan(round), self.holders())
 
     def is_safe(self, piece: SnapshotRef) -> bool:
         """Whether so many others have it that a round need not wait for it."""
-        by_peer = self.by_peer()
-        others = (held for peer, held in by_peer.items() if peer != self._group.own_id)
-        return sum(any(r.blob == piece.blob for r in held) for held in others) >= self._enough(by_peer)
+        return len(self.holders().get(piece, set()) - {self._group.own_id}) >= self._enough(min(self._num_others, 1))
 
-    def _have_enough(self, pieces: Sequence[SnapshotRef]) -> bool:
-        by_peer = self.by_peer()
-        enough = self._enough(by_peer)
-        return all(sum(any(r.blob == ref.blob for r in held) for held in by_peer.values()) >= enough for ref in pieces)
+    def _have_enough(self, pieces: Sequence[SnapshotRef], holders: Mapping[SnapshotRef, set[PeerId]]) -> bool:
+        enough = self._enough(min(self._num_others, 1))
+        return all(len(holders[ref]) >= enough for ref in pieces)
 
-    def _enough(self, by_peer: Mapping[str, Sequence[SnapshotRef]]) -> int:
-        return min(len(by_peer), 1 + min(self._num_others, 1))
+    def _enough(self, others: int) -> int:
+        """Members that a piece should be with: who has it first, and so many others, as far as there are any."""
+        return min(len(self._group.members()), 1 + others)
 
     def _look_for_finished(self, now: float) -> None:
         """Of the states that are whole; what is gone is forgotten."""
-        whole = whole_states(self._num_blocks, self.known())
+        holders = self.holders()
+        whole = whole_states(self._num_blocks, holders)
         self._finished &= whole.keys()
         self._unfinished_since = {s: self._unfinished_since.get(s, now) for s in whole if s not in self._finished}
         for state, since in list(self._unfinished_since.items()):
-            if now >= since + ALONE_S or self._have_enough(whole[state]):
+            if now >= since + ALONE_S or self._have_enough(whole[state], holders):
                 self._finished.add(state)
                 del self._unfinished_since[state]
 
@@ -176,7 +167,8 @@ class SavedStates(Replicas):
 
     def _start_of(self, plan: Plan) -> list[SnapshotRef]:
         """The pieces that the plan names."""
-        body, known = body_of(plan), {ref.blob: ref for ref in self.known()}
+        body, of_round = body_of(plan), [ref for ref in self.holders() if ref.round == body_of(plan).from_round]
+        known = {(ref.blob, ref.part, ref.span): ref for ref in of_round}
         named = [
             SnapshotRef(
                 part=piece.first,
@@ -191,7 +183,7 @@ class SavedStates(Replicas):
             )
             for piece in body.start
         ]
-        return [known.get(ref.blob, ref) for ref in named]
+        return [known.get((ref.blob, ref.part, ref.span), ref) for ref in named]
 
     def newest_round(self) -> int:
         """The newest round that is finished under the plan in force; the plan's first one while there is none."""
@@ -254,22 +246,21 @@ class SavedStates(Replicas):
         if self._plan is None:
             return []
         self._look_for_finished(now)
-        by_peer = self.by_peer()
+        holders = self.holders()
         keep = set()
-        for lost in (None, *by_peer):
-            left = [ref for peer, held in by_peer.items() if peer != lost for ref in held]
+        for lost in (None, *self._group.members()):
+            left = [ref for ref, peers in holders.items() if peers != {lost}]
             keep.update(list(whole_states(self._num_blocks, left))[:1])
-        full = self._full(by_peer)
+        full = self._full(holders)
         copied = self._copied(full)
         self._spare = {*full, *copied} - keep
         whole = sorted({*keep, *full, *copied}, reverse=True)
-        return [*self._let_go(whole, now), *self._copy(by_peer, whole[:1], copied, now)]
+        return [*self._let_go(whole, now), *self._copy(holders, whole[:1], copied, now)]
 
-    def _full(self, by_peer: dict[str, list[SnapshotRef]]) -> list[State]:
+    def _full(self, holders: Mapping[SnapshotRef, set[PeerId]]) -> list[State]:
         """The newest state each piece of which has all of its copies; [] if there is none."""
-        holders = Counter(blob for held in by_peer.values() for blob in {ref.blob for ref in held})
-        enough = min(len(by_peer), 1 + self._num_others)
-        refs = [ref for held in by_peer.values() for ref in held if holders[ref.blob] >= enough]
+        enough = self._enough(self._num_others)
+        refs = [ref for ref, peers in holders.items() if len(peers) >= enough]
         return list(whole_states(self._num_blocks, refs))[:1]
 
     def _copied(self, full: Sequence[State]) -> list[State]:
@@ -303,18 +294,23 @@ class SavedStates(Replicas):
         return [*effects, *self._group.say_holdings(now)] if effects else []
 
     def _copy(
-        self, by_peer: dict[str, list[SnapshotRef]], newest: Sequence[State], copied: Sequence[State], now: float
+        self,
+        holders: Mapping[SnapshotRef, set[PeerId]],
+        newest: Sequence[State],
+        copied: Sequence[State],
+        now: float,
     ) -> Effects:
         """Pieces that too few have: of the newest state, and of the one that is to get all of its copies."""
         effects: Effects = []
-        lacking = {}
-        for ref in {ref.blob: ref for held in by_peer.values() for ref in held}.values():
-            holders = {peer for peer, held in by_peer.items() if any(each.blob == ref.blob for each in held)}
-            others = [peer for peer in by_peer if peer not in holders]
-            wanted = self._num_others if state_of(ref) in copied else min(self._num_others, 1)
-            missing = min(len(others), 1 + wanted - len(holders))
-            if not (state_of(ref) in newest or state_of(ref) in copied) or missing <= 0:
+        lacking, members = {}, self._group.members()
+        for ref, peers in holders.items():
+            if state_of(ref) not in (*newest, *copied):
                 continue
+            wanted = self._num_others if state_of(ref) in copied else min(self._num_others, 1)
+            missing = self._enough(wanted) - len(peers)
+            if missing <= 0:
+                continue
+            others = [peer for peer in members if peer not in peers]
             since = lacking[ref.blob] = self._wanted_since.get(ref.blob, now)
             turns = missing + int((now - since) // TURN_S)
             if self._group.own_id in self._ranked(ref, others)[:turns]:

@@ -209,6 +209,32 @@ def test_unusual_tensors() -> None:
     assert torch.equal(part.first.weight, whole.first.weight)
 
 
+class Moved(nn.Module):
+    """As code does that asks for a GPU and finds none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4).to("cpu"), nn.Linear(4, 3).cpu()
+        self.register_buffer("scale", torch.rand(4).to(device="cpu"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * self.scale)
+
+
+def test_what_goes_to_the_cpu_is_built_in_part_all_the_same() -> None:
+    whole, in_part = seeded(Moved), list[bool]()
+
+    def build() -> nn.Module:
+        model = seeded(Moved)
+        in_part.append(any(tensor.is_meta for tensor in model.parameters()))
+        return model
+
+    part = partial_model(build, {"first.weight", "scale"})
+    assert in_part == [True, True], "never in full"
+    assert {n for n, t in named_tensors(part).items() if not t.is_meta} == {"first.weight", "scale"}
+    assert torch.equal(part.first.weight, whole.first.weight) and torch.equal(part.scale, whole.scale)
+
+
 # Models of a user's own
 
 

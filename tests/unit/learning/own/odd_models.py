@@ -331,6 +331,50 @@ class HalfOnMeta(Net):
         self.fc = nn.Linear(128, num_classes, device="meta")
 
 
+class LooseOnMeta(Net):
+    """A buffer that is no part of the state is made so."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("table", torch.empty(4, device="meta"), persistent=False)
+
+
+class Graph(Net):
+    """Whose outputs go through a sparse table that is kept beside its state; backward, too."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.graph = torch.eye(num_classes).to_sparse()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(self.graph, super().forward(x).T).T
+
+
+class LooseGraph(Graph):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        del self.graph
+        self.register_buffer("graph", torch.eye(num_classes).to_sparse(), persistent=False)
+
+
+class Quantized(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.tables = [torch.quantize_per_tensor(torch.ones(num_classes), 0.1, 0, torch.qint8)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.tables[0].dequantize()
+
+
+class Nested(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("rows", torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.rows.unbind()[0]
+
+
 class Beside(Net):
     """What it makes lies where its weights lie, which may be nowhere."""
 
@@ -377,11 +421,19 @@ REFUSED = {
     on_meta: "'conv.weight' is on the meta device",
     moved_to_meta: "'conv.weight' is on the meta device",
     HalfOnMeta: "'fc.weight' is on the meta device",
+    LooseOnMeta: "'table' is on the meta device",
 }
 
 CUT = (Rates, Looking, Drawn, Waves, Loose, Asking, Pixels)
 """What is cut into blocks."""
+ODD_LAYOUTS = {
+    Graph: "'graph' of the model is sparse_coo, and a model with such a tensor can't be",
+    LooseGraph: "'graph' of the model is sparse_coo, and a model with such a tensor can't be",
+    Quantized: "'tables' of the model is qint8, and a model with such a tensor can't be",
+    Nested: "'rows' of the model is nested, and a model with such a tensor can't be",
+}
 NO_BLOCKS = {
+    **ODD_LAYOUTS,
     hooked: "has a hook of its own around it",
     Doubling: "has a __call__ of its own",
     patched: "has a forward that was put on the object",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import JobError
 from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.models import global_model
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own import parts
 from p2ptrain.learning.pipeline.stage import StageModel
@@ -21,11 +24,20 @@ from p2ptrain.learning.training import LocalTrainer, schedule
 from p2ptrain.model_config import refused_code
 from p2ptrain.modes.jobs import check_job, job_from_json
 from p2ptrain.modes.split.config import SplitConfig
+from p2ptrain.modes.tasks.division import check_model
 
 CODE = """
 import torch
 from torch.nn import functional as F
 
+WEIGHT = torch.tensor([1.0, 2.0, 4.0, 8.0])
+
+def weighed(logits, y): return F.cross_entropy(logits, y, weight=WEIGHT)
+def smoothed(logits, y): return F.cross_entropy(logits, y, label_smoothing=0.2)
+def by_class(logits, y): return (WEIGHT[y] * F.binary_cross_entropy_with_logits(
+    logits, F.one_hot(y, 4).to(logits.dtype), reduction="none").sum(1)).mean()
+def squared(logits, y): return F.mse_loss(logits, F.one_hot(y, 4).to(logits.dtype))
+def rooted(logits, y): return F.cross_entropy(logits, y) + (logits + 9).sqrt().mean()
 def half(logits, y): return 0.5 * F.cross_entropy(logits, y)
 def each(logits, y): return F.cross_entropy(logits, y, reduction="none")
 def number(logits, y): return 1.0
@@ -169,3 +181,65 @@ def test_each_device_allows_all_of_a_jobs_code() -> None:
 def test_what_does_not_go_together(mode: str, training: dict[str, object], why: str) -> None:
     with pytest.raises(JobError, match=why):
         check_job(Job(mode=mode, data=DATA, training=TrainingConfig(**training)))  # type: ignore[arg-type]
+
+
+def of_four(own_loss: str, num_outputs: int, **keywords: Any) -> tuple[LocalTrainer, Tensor]:
+    """A trainer, and its logits on X as they were."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, num_outputs)
+    config = TrainingConfig(loss=own_loss, optimizer="sgd", momentum=0.0, weight_decay=0.0, learning_rate=1.0, clip=0.0)
+    config = dataclasses.replace(config, schedule="constant", warmup=0.0)
+    trainer = LocalTrainer(model, config, num_classes=4, total_steps=1000, **keywords)
+    return trainer, model(X)
+
+
+X = torch.randn(12, 6, generator=torch.Generator().manual_seed(1))
+WEIGHT = torch.tensor([1.0, 2.0, 4.0, 8.0])
+
+
+def stepped(trainer: LocalTrainer, y: Tensor) -> Tensor:
+    before = trainer.model.weight.detach().clone()
+    trainer.step(X, y)
+    return before - trainer.model.weight.detach()
+
+
+@pytest.mark.parametrize("targets", ["all", "own", "rest"])
+def test_a_loss_with_a_weight_for_each_class_has_them_where_classes_are_missing(own: str, targets: Any) -> None:
+    y = torch.tensor([0, 2, 3] * 4) if targets != "own" else torch.tensor([0, 3] * 6)
+    outputs = {"all": 4, "own": 2, "rest": 3}[targets]
+    classes = {"all": (), "own": (3, 0), "rest": (3, 0)}[targets]
+    trainer, logits = of_four(f"{own}:weighed", outputs, targets=targets, own_classes=classes, present=[0, 2, 3])
+    if targets == "all":
+        logits = logits[:, [0, 2, 3]]
+    among = torch.tensor({"all": [0, -1, 1, 2], "own": [1, -1, -1, 0], "rest": [1, -1, 2, 0]}[targets])[y]
+    wanted = (WEIGHT[y] * F.cross_entropy(logits, among, reduction="none")).sum() / WEIGHT[y].sum()
+    wanted.backward()  # type: ignore[no-untyped-call]
+    slope = trainer.model.weight.grad.clone()
+    torch.testing.assert_close(stepped(trainer, y), slope)
+    assert trainer.loss_on([(X, y)]) < float(wanted) + (0.7 if targets == "rest" else 0.0)  # log 2: two share an output
+
+
+def test_a_loss_by_class_and_one_that_smooths_labels_see_nothing_of_missing_classes(own: str) -> None:
+    y = torch.tensor([0, 2, 3] * 4)
+    there, among = [0, 2, 3], torch.tensor([0, -1, 1, 2])[y]
+    trainer, logits = of_four(f"{own}:smoothed", 4, present=there)
+    (wanted,) = torch.autograd.grad(F.cross_entropy(logits[:, there], among, label_smoothing=0.2), trainer.model.weight)
+    torch.testing.assert_close(stepped(trainer, y), wanted)
+    trainer, logits = of_four(f"{own}:by_class", 4, present=there)
+    each = F.binary_cross_entropy_with_logits(logits[:, there], F.one_hot(among, 3).float(), reduction="none")
+    (wanted,) = torch.autograd.grad((WEIGHT[y] * each.sum(1)).mean(), trainer.model.weight)
+    torch.testing.assert_close(stepped(trainer, y), wanted)
+
+
+@pytest.mark.parametrize(("name", "why"), [("squared", "above all"), ("rooted", "not finite")])
+def test_a_loss_that_sees_missing_classes_is_refused_where_some_are(own: str, name: str, why: str) -> None:
+    of_four(f"{own}:{name}", 4)  # all are there
+    with pytest.raises(JobError, match=f"{name}' does not do where a device trains some.*{why}"):
+        of_four(f"{own}:{name}", 4, present=[0, 1, 2])
+    job = Job("j", 0, DataConfig(tuple("abcd"), (1, 2, 3), "image", (0.0,), (1.0,)), ModelConfig("mlp"))
+    job = dataclasses.replace(job, mode="auto", training=TrainingConfig(loss=f"{own}:{name}"))
+    found = check_model(job, global_model(job, allow_user_code=False))
+    assert found["max_groups"] == 1 and why in found["model_notes"][0]
+    assert "model_notes" not in check_model(
+        dataclasses.replace(job, training=TrainingConfig()), global_model(job, allow_user_code=False)
+    )

@@ -133,6 +133,16 @@ def test_what_a_traced_model_would_lack_is_no_block_and_no_sub_model(build: obje
         assert "replicas" in str(caught.value) or "pipeline_blocks" in str(caught.value)
 
 
+@pytest.mark.parametrize("build", odd_models.ODD_LAYOUTS, ids=lambda build: build.__name__)
+def test_a_model_that_keeps_tensors_of_odd_layouts_trains_whole_and_is_counted(build: object) -> None:
+    job, (x, y) = job_of(build), samples()
+    model = Trial(job, x, y).model
+    assert training_flops(model, SHAPE).total > 0 and memory_bytes(model, SHAPE, 8, "sgd") > 0
+    trainer = LocalTrainer(model, TrainingConfig(), num_classes=len(job.data.classes), total_steps=3, samples=x[:2])
+    assert trainer.step(x, y) is not None
+    trainer.restore(*trainer.snapshot())
+
+
 @pytest.mark.parametrize("build", odd_models.CUT, ids=lambda build: build.__name__)
 def test_code_that_looks_at_its_numbers_is_cut_and_gets_the_weights_of_the_whole(build: object) -> None:
     job, (x, _) = job_of(build), samples()

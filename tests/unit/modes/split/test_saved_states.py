@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,3 +106,20 @@ def test_what_made_room_for_a_piece_that_the_disk_refuses_is_told_no_more(monkey
     found.keep(new)
     found.replica_kept(new, False, 0.0)
     assert said == [[]]
+
+
+def test_a_liar_that_tells_of_honest_pieces_as_of_another_state_hides_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = states(monkeypatch, 1.0)
+    found._plan.split.num_blocks = 2  # type: ignore[union-attr,attr-defined]
+    honest = [piece(3, 0), piece(3, 1)]
+    lies = [dataclasses.replace(ref, trainer="z", round=2, step=2, part=1 - ref.part) for ref in honest]
+    for order in (["a", "b", "z"], ["z", "b", "a"]):
+        records = {"a": honest, "b": honest, "z": lies, OWN: []}
+        found._group.members = lambda order=order: [*order, OWN]  # type: ignore[method-assign,assign]
+        found._group.record = lambda member, records=records: SimpleNamespace(holdings=records[member])  # type: ignore
+        assert found.newest()[0] == 3 and found.holders()[honest[0]] == {"a", "b"}
+        found._look_for_finished(0.0)
+        assert found._finished == {state(3)}, "the liar's is with it alone"
+        assert found.is_safe(honest[0]) and not found.is_safe(lies[0])

@@ -10,7 +10,8 @@ from records import book, membership
 from p2ptrain.config import DataConfig, Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.group_view import GroupView
+from p2ptrain.core.effects import ReleaseBlob
+from p2ptrain.core.group_view import MAX_HOLDINGS, GroupView
 from p2ptrain.core.mode import Given
 from p2ptrain.core.peer_config import PeerConfig, Resume, first_record
 from p2ptrain.core.plan import Plan
@@ -19,6 +20,7 @@ from p2ptrain.modes.tasks.commands import Contributed
 from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
 from p2ptrain.modes.tasks.role import Following, Seeking, TasksRole
 from p2ptrain.protocol.blobs.transfer import Transfers
+from p2ptrain.protocol.machine import Note
 from p2ptrain.simulation.signing import TRUSTING
 from p2ptrain.wire.messages import SnapshotRef
 
@@ -68,3 +70,29 @@ def test_what_the_trainer_computed_is_in_the_record_with_the_last_layer_s_fit() 
     assert own._group.own.work_flops == 3e9
     own.trainer_said(Contributed("session", 5, 10, b"", work_flops=4e9), None, 0, 3.0)
     assert (own._group.own.work_flops, own._group.own.central_flops) == (4e9, 9e9)
+
+
+def test_copies_that_the_record_has_no_room_for_are_told_to_the_person_with_their_number() -> None:
+    group = role()._group
+    group._records.is_trainers = lambda ref: True  # type: ignore[method-assign]
+    refs = [dataclasses.replace(COPY, round=n, blob=BlobId(f"{n:064x}")) for n in range(MAX_HOLDINGS + 20)]
+    group.holdings = lambda: refs[:3]
+    assert not [each for each in group.say_holdings(1.0) if isinstance(each, Note)]
+    group.holdings = lambda: refs
+    notes = [each for each in group.say_holdings(2.0) if isinstance(each, Note)]
+    assert notes == [Note("untold-copies", (("copies", len(refs) - len(group.own.holdings)),))]
+    assert not [each for each in group.say_holdings(3.0) if isinstance(each, Note)], "once"
+
+
+def test_a_copy_that_was_fetched_is_let_go_of_once_there_is_an_own_one() -> None:
+    own, here = role(), {COPY.blob}
+    own._downloads._has_blob = here.__contains__
+    own.part = 1
+    own._state = Seeking(1, "partition", [], trying=COPY)
+    own._fetch(COPY, [COPY.trainer], 0.0)
+    own._downloads._transfers.cancel(COPY.blob, 0.0)
+    assert ReleaseBlob(COPY.blob) not in own.tick(1.0)
+    own._state = Following(1, "partition")
+    assert ReleaseBlob(COPY.blob) not in own.tick(2.0), "it would be needed again if the trainer died"
+    own.replicas.offer(dataclasses.replace(COPY, trainer=own._group.own_id, blob=BlobId("2" * 64)), 3.0)
+    assert ReleaseBlob(COPY.blob) in own.tick(4.0) and ReleaseBlob(COPY.blob) not in own.tick(5.0)

@@ -12,6 +12,7 @@ from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.planning.pipeline.coverage import (
     NO_STATE,
     cover,
+    lacking_of,
     missing,
     models_at,
     newest_whole,
@@ -146,3 +147,13 @@ def test_of_several_finished_models_that_of_more_devices_counts_else_the_later_o
     found = models_at(6, 20, [*alone, *both, *half, *later, *older])
     assert list(found.items()) == [((20, 3), {"a", "b"}), ((20, 91), {"d"}), ((20, 90), {"c"})]
     assert models_at(6, 21, both) == {}
+
+
+def test_a_liar_that_tells_of_an_honest_blob_as_of_something_else_hides_nothing() -> None:
+    honest = [saved(0, 2, 10), saved(2, 2, 10)]
+    lies = [dataclasses.replace(h, trainer=PeerId("b" * 16), part=2 - h.part, step=9) for h in honest]
+    for order in (("a", "z"), ("z", "a")):
+        told = {peer: {"a": honest, "z": lies}[peer] for peer in order}
+        assert states_to_keep(4, told)[0] == (10, 1)
+        lacking = lacking_of((10, 1), told)
+        assert (lacking("a", (0, 4)), lacking("b", (2, 4))) == (0, 100)

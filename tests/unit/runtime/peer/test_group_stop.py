@@ -11,7 +11,7 @@ from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.stages.early_end import EarlyEnd
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.protocol.machine import Send
-from p2ptrain.runtime.peer.stopping import GroupStop
+from p2ptrain.runtime.peer.stopping import GroupStop, round_under_way
 from p2ptrain.wire.messages import Stop, StopReply
 
 OWN, OTHER = JobId("0123456789abcdef"), JobId("f" * 16)
@@ -43,10 +43,8 @@ def test_who_trains_another_job_says_so_and_goes_on() -> None:
     ],
 )
 def test_no_single_member_says_how_far_the_group_is(own: int, others: list[int], after: int) -> None:
-    stopping = peer()
-    stopping._rounds = 40
     members: Any = [SimpleNamespace(peer=str(n), round=round) for n, round in enumerate([own, *others])]
-    assert stopping._round_under_way(members, members[0]) == after
+    assert round_under_way(members, members[0], 40) == after
 
 
 def test_of_several_times_to_stop_the_fewest_rounds_count() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -12,7 +13,7 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.jobs import job_told
 from p2ptrain.protocol.session.abuse import JOB_UNREAD, MAX_ERRORS, AbuseTable
-from p2ptrain.runtime.peer.job_search import JobSearch
+from p2ptrain.runtime.peer.job_search import MAX_JOBS, SETTLE_S, JobSearch
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
 JOB = Job(data=DataConfig(("cat", "dog"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
@@ -52,3 +53,19 @@ def test_who_tells_it_is_not_shut_out_and_the_newcomer_says_what_is_wrong() -> N
     assert "colour: unknown key" in words and "install the same version on all devices" in words
     search.told(B, JOB.to_json().encode(), 100.0)
     assert search.choose(102.0) == (B, JOB), "one that can be read is taken all the same"
+
+
+def told(search: JobSearch, sender: str, name: str) -> None:
+    search.told(PeerId(sender), dataclasses.replace(JOB, name=name).to_json().encode(), 0.0)
+
+
+def test_the_job_that_most_tell_is_taken_however_many_others_one_of_them_tells_before() -> None:
+    search = JobSearch("", Counter())
+    for number in range(2 * MAX_JOBS):
+        told(search, "liar", f"job {number}")
+    told(search, "a", "ours")
+    told(search, "b", "ours")
+    told(search, "b", "another")
+    assert search.choose(SETTLE_S / 2) is None
+    found = search.choose(SETTLE_S)
+    assert found is not None and (found[0], found[1].name) == ("a", "ours")

@@ -1,0 +1,32 @@
+"""What of a pipeline's saved blocks is believed: by all that is told of a copy, never by its bytes' name alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
+from p2ptrain.wire.messages import SnapshotRef
+
+HONEST = [SnapshotRef(part, PeerId("a" * 16), 1, 1, 10, 1, BlobId(f"{part:064x}"), 100, span=2) for part in (0, 2)]
+LIES = [dataclasses.replace(ref, trainer=PeerId("z" * 16), part=2 - ref.part, step=99) for ref in HONEST]
+
+
+@pytest.mark.parametrize("order", ["abz", "zba"])
+def test_a_liar_that_tells_of_honest_blobs_as_of_something_else_hides_nothing_and_is_not_believed(order: str) -> None:
+    held = {"a": HONEST, "b": HONEST, "z": LIES}
+    group: Any = SimpleNamespace(
+        own_id=PeerId("own"), records=lambda: [SimpleNamespace(peer=peer, holdings=held[peer]) for peer in order]
+    )
+    checkpoints = Checkpoints(group, tuple, lambda peer: False)
+    checkpoints.reach = lambda peer, epoch: 12
+    assert set(checkpoints.known()) == set(HONEST), "what is so far ahead, it says alone"
+    _, taken = checkpoints.choose((0, 4), (10, 1), None, lambda blob: False)
+    assert taken == HONEST
+    group.holders = lambda blob: []
+    checkpoints.refuse(LIES, {ref.blob for ref in LIES})
+    assert set(checkpoints.known()) == set(HONEST), "the blobs are sound, what it said of them was not"
