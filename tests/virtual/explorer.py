@@ -12,7 +12,7 @@ import random
 import numpy as np
 from blocks_trainer import NUM_BLOCKS
 from peer_group import LOSSY
-from stage_group import check_done, committed, furthest, group, state_of, trainer
+from stage_group import check_done, committed, furthest, group, state_of, told_untruly, trainer
 from stage_trainer import ledger, read_piece
 
 from p2ptrain.core import commands as c
@@ -63,6 +63,7 @@ class Explorer:
         assert room.run(60, lambda: furthest(room) >= 4), state_of(room)
         for _ in range(self.num_events):
             room.run(self.rng.choice((0.05, 0.5, 1.5, 1.5, 3.0, 3.0, 8.0, 30.0)) * self.rng.uniform(0.5, 1.5))
+            self.check()
             self.happen()
             self.check()
         room.heal()
@@ -169,9 +170,11 @@ class Explorer:
         go(30.0)
 
     def check(self) -> None:
-        """Of one epoch there is one plan."""
+        """Of one epoch there is one plan, and as many batches were told of as lost as were."""
         plans = committed(self.room)
         assert all(len(names) == 1 for epoch, names in plans.items() if epoch > 1), (self.log, plans)
+        untrue = told_untruly(self.room)
+        assert not untrue, ("told of other losses than there were", self.log, untrue)
 
 
 def histories(devices: list[Device]) -> list[np.ndarray]:
