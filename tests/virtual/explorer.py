@@ -32,6 +32,8 @@ KINDS = (
     *("all", "loss", "disk"),
 )
 PATIENCE_S = 60.0
+LEAVE_S = 30.0
+"""So long a person waits for a device that is asked to leave."""
 SLACK = EVERY + 4
 """Batches: of two parts that meet, one that is no further ahead than news of it takes may be the one that loses."""
 
@@ -55,6 +57,8 @@ class Explorer:
             schedule=self.rng.choice(("sync", "sync", "async")),
         )
         self.num_events = self.rng.choice((1, 2, 3, 3, 5, 8))
+        self.leaving: set[int] = set()
+        """Devices, by number."""
         self.log: list[str] = []
 
     def run(self) -> None:
@@ -68,7 +72,7 @@ class Explorer:
             self.check()
         room.heal()
         room.conditions = LAN
-        room.run(0.5)  # who is leaving is gone
+        room.run(LEAVE_S + 1, lambda: not self.leaving)  # who is leaving is gone
         for device in room.devices.values():
             if not device.is_on:
                 room.restart(device.number)
@@ -157,17 +161,24 @@ class Explorer:
         room = self.room
         room.perform(device, device.core.run(device.core.group.say(device.now, leaving=True), device.now))
         peer = device.peer
+        self.leaving.add(device.number)
+
+        def gone() -> None:
+            self.leaving.discard(device.number)
+            if device.peer is peer:
+                device.kill()
 
         def go(left_s: float) -> None:
             if device.peer is not peer or peer is None:
+                self.leaving.discard(device.number)
                 return
             if left_s > 0 and peer.role is not None and not peer.role.is_free_to_leave:
                 room.network.at(room.network.now + 0.2, lambda: go(left_s - 0.2))
                 return
             room.perform(device, peer.leave(device.now))
-            room.network.at(room.network.now + 0.3, lambda: device.kill() if device.peer is peer else None)
+            room.network.at(room.network.now + 0.3, gone)
 
-        go(30.0)
+        go(LEAVE_S)
 
     def check(self) -> None:
         """Of one epoch there is one plan, and as many batches were told of as lost as were."""
