@@ -6,8 +6,9 @@
     scripts/losses.py --only "three of six" --only "stall 20 s"
 
 What has to hold: those who stay go on; of what was done at most two intervals between snapshots are lost, or it was
-said for whom the group waited in vain; the first batches are never begun again in silence; what lies on the disks of
-those who stay makes a whole model that is no further back. The last lines name the cases where something did not hold.
+said for whom the group waited in vain; the first batches are never begun again in silence; as many batches are told of
+as lost as are (``benchmarks/told.py``); what lies on the disks of those who stay makes a whole model that is no further
+back. The last lines name the cases where something did not hold.
 
 Peers are processes on loopback; cases of a cut network have a namespace each, which takes Linux and root.
 """
@@ -33,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from benchmarks.peers import PeerProcess, wait_for_all
 from benchmarks.recovery_group import LimitedGroup, trainers
+from benchmarks.told import untrue
 from lab.network import Network
 
 from p2ptrain import api
@@ -371,6 +373,7 @@ def run(case: Case, log: Path | None = None) -> tuple[list[str], str]:
         took_s = time.monotonic() - began
         if case.ends:
             scene.wait(lambda: all(peer.seen("note:done") for peer in scene.stay), "that all are done", END_S)
+        scene.problems += untrue({peer.name: list(peer.events) for peer in scene.stay})
         step = scene.check_model(max(0, before - 2 * EVERY), is_finished=case.ends)
         return scene.problems, f"{took_s:.1f} s; before it {before} batches were told of, a model of {step} is saved"
 

@@ -12,7 +12,7 @@ import random
 import numpy as np
 from blocks_trainer import NUM_BLOCKS
 from peer_group import LOSSY
-from stage_group import check_done, committed, furthest, group, state_of, trainer
+from stage_group import check_done, committed, furthest, group, state_of, told_untruly, trainer
 from stage_trainer import ledger, read_piece
 
 from p2ptrain.core import commands as c
@@ -32,6 +32,8 @@ KINDS = (
     *("all", "loss", "disk"),
 )
 PATIENCE_S = 60.0
+LEAVE_S = 30.0
+"""So long a person waits for a device that is asked to leave."""
 SLACK = EVERY + 4
 """Batches: of two parts that meet, one that is no further ahead than news of it takes may be the one that loses."""
 
@@ -55,6 +57,8 @@ class Explorer:
             schedule=self.rng.choice(("sync", "sync", "async")),
         )
         self.num_events = self.rng.choice((1, 2, 3, 3, 5, 8))
+        self.leaving: set[int] = set()
+        """Devices, by number."""
         self.log: list[str] = []
 
     def run(self) -> None:
@@ -63,11 +67,12 @@ class Explorer:
         assert room.run(60, lambda: furthest(room) >= 4), state_of(room)
         for _ in range(self.num_events):
             room.run(self.rng.choice((0.05, 0.5, 1.5, 1.5, 3.0, 3.0, 8.0, 30.0)) * self.rng.uniform(0.5, 1.5))
+            self.check()
             self.happen()
             self.check()
         room.heal()
         room.conditions = LAN
-        room.run(0.5)  # who is leaving is gone
+        room.run(LEAVE_S + 1, lambda: not self.leaving)  # who is leaving is gone
         for device in room.devices.values():
             if not device.is_on:
                 room.restart(device.number)
@@ -156,22 +161,31 @@ class Explorer:
         room = self.room
         room.perform(device, device.core.run(device.core.group.say(device.now, leaving=True), device.now))
         peer = device.peer
+        self.leaving.add(device.number)
+
+        def gone() -> None:
+            self.leaving.discard(device.number)
+            if device.peer is peer:
+                device.kill()
 
         def go(left_s: float) -> None:
             if device.peer is not peer or peer is None:
+                self.leaving.discard(device.number)
                 return
             if left_s > 0 and peer.role is not None and not peer.role.is_free_to_leave:
                 room.network.at(room.network.now + 0.2, lambda: go(left_s - 0.2))
                 return
             room.perform(device, peer.leave(device.now))
-            room.network.at(room.network.now + 0.3, lambda: device.kill() if device.peer is peer else None)
+            room.network.at(room.network.now + 0.3, gone)
 
-        go(30.0)
+        go(LEAVE_S)
 
     def check(self) -> None:
-        """Of one epoch there is one plan."""
+        """Of one epoch there is one plan, and as many batches were told of as lost as were."""
         plans = committed(self.room)
         assert all(len(names) == 1 for epoch, names in plans.items() if epoch > 1), (self.log, plans)
+        untrue = told_untruly(self.room)
+        assert not untrue, ("told of other losses than there were", self.log, untrue)
 
 
 def histories(devices: list[Device]) -> list[np.ndarray]:

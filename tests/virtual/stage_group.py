@@ -17,6 +17,7 @@ from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.wire.messages import SnapshotRef
 
 SAMPLES = (64,) * 6
+TOLD_SLACK = 2
 
 
 def group(
@@ -144,6 +145,31 @@ def committed(room: Room) -> dict[int, set[str]]:
 def furthest(room: Room) -> int:
     """Batches that somebody who is on has done."""
     return max((trainer(device).step for device in room.on() if device.trainer is not None), default=0)
+
+
+def told_untruly(room: Room) -> list[tuple[int, int, int, int]]:
+    """Where more or fewer batches were told of as lost than there were: device, epoch of the plan, told, lost.
+
+    Of stages that the trainers who are here now began after another one. What is told goes by the news of all trainers,
+    who may be a batch further, or one that is behind. Who had no stage meanwhile was told of what others lost, too.
+    """
+    found = []
+    for device in room.on():
+        lost = dict(trainer(device).given_up) if device.trainer is not None else {}
+        told = [0]  # since the last stage began, by plan
+        for _, note in device.notes:
+            fields = dict(note.fields)
+            match note.kind:
+                case "plan-adopted":
+                    told.append(0)
+                case "goes-back" | "gives-way":
+                    told[-1] += int(fields["batches"])
+                case "training":
+                    epoch = int(fields["epoch"])
+                    if epoch in lost and min(abs(each - lost[epoch]) for each in (told[-1], sum(told))) > TOLD_SLACK:
+                        found.append((device.number, epoch, sum(told), lost[epoch]))
+                    told = [0]
+    return found
 
 
 def under_way(room: Room, after: int) -> Callable[[], bool]:

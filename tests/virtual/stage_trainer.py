@@ -65,6 +65,8 @@ class StageTrainer(BlocksTrainer):
         """(epoch of the next plan, step) of every halt."""
         self.given: list[tuple[int, int, int]] = []
         """(epoch, first block, stop) of every piece that was given."""
+        self.given_up: list[tuple[int, int]] = []
+        """(epoch, batches done here that it does not go on from) of every stage begun after another."""
         self.taken: list[tuple[int, int]] = []
         """(epoch, step) of every stage message taken in."""
         self.dropped = 0
@@ -74,6 +76,8 @@ class StageTrainer(BlocksTrainer):
         self._missing = self._every = 0
         self._pieces: list[bytes] = []
         self._keep: dict[int, Books] = {}
+        self._before: np.ndarray | None = None
+        """In which epoch each batch was done, of the stage before."""
         self._looked_at = 0
         self._reset_batch()
 
@@ -126,6 +130,8 @@ class StageTrainer(BlocksTrainer):
         kept = self.blocks if command.keep else {}
         self._plan, self._own, self._missing = read_plan(command.plan), command.own, command.pieces
         assert not command.keep or self.step == self._body.from_step, "what is kept is of another step"
+        if self.step >= 0:
+            self._before = next(iter(self.blocks.values())).epoch[: self.step].copy()
         self._halt, self._pieces, self._keep, self.blocks, self.step = None, [], kept, {}, -1
         self._run += 1
         self._reset_batch()
@@ -159,6 +165,12 @@ class StageTrainer(BlocksTrainer):
         fresh = np.zeros(self.total_steps, np.int64)
         self.blocks = {i: books.get(i) or Books(fresh.copy(), fresh.copy()) for i in range(stage.start, stage.stop)}
         self.follows.append((plan.epoch, body.from_step, len(self._pieces), keep))
+        if self._before is not None:
+            before, goes_on_from = self._before, self.blocks[stage.start].epoch[: body.from_step]
+            common = min(len(before), body.from_step)
+            differ = np.flatnonzero(before[:common] != goes_on_from[:common])
+            self.given_up.append((plan.epoch, len(before) - int(min([common, *differ]))))
+            self._before = None
         self._pieces, self._keep, self.step, self._looked_at = [], {}, body.from_step, body.from_step
         assert self._job is not None
         self._say(c.Following(self._index, self.step // body.steps_per_round, self._job.training.rounds))

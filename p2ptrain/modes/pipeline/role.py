@@ -15,14 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from p2ptrain.core import commands as c
-from p2ptrain.core.effects import (
-    Effects,
-    Handler,
-    KeepPlan,
-    MessageHandler,
-    Reconsider,
-    ToTrainer,
-)
+from p2ptrain.core.effects import Effects, Handler, KeepPlan, MessageHandler, Reconsider, ToTrainer
 from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
@@ -173,7 +166,8 @@ class PipelineRole:
         is_lost, told = isinstance(self._state, Lost), []
         if name != self.plan_hash:
             if not self.progress.is_saved():  # else nothing is lost: what was trained to its end stays
-                told = self._recovery.begin(plan, self.plan, self._way_back.done(), now)
+                told = self._recovery.take(self.progress.begun())
+                self._recovery.begin(plan, self.plan, self._way_back.done(), now)
             self._saving.begin(plan)
             is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
@@ -184,7 +178,7 @@ class PipelineRole:
         part = plan.part_of(group.own_id)
         self.part = part.index if part is not None and not is_lost else m.NO_PART
         effects: Effects = [KeepPlan(plan), *told, *self.replicas.epoch_changed(plan.epoch, now)]
-        gone_back = {"step": body.from_step} if body.goes_back else {}
+        gone_back = {} if self.progress.leads_on else {"step": body.from_step}
         effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part, **gone_back)
         effects += self._links.plan_adopted(has_work=part is not None, now=now)
         effects += self.members_changed(now)
@@ -199,6 +193,7 @@ class PipelineRole:
         if self.plan is not None:
             self._checkpoints.look(self.plan)
         effects: Effects = [*self.replicas.members_changed(now), *self._gather(now)]
+        effects += self._recovery.take(self.progress.begun())
         self._recovery.look(self.progress.is_torn(), now)
         if self._way_back.look(now):
             effects.append(Reconsider())
@@ -297,8 +292,7 @@ class PipelineRole:
 
     def _seen_step(self, step: int, now: float) -> None:
         """The trainer is that far, by the plan in force or on the way to it."""
-        goes_back = self.plan is not None and body_of(self.plan).goes_back
-        if step > self.progress.own and not (goes_back and not isinstance(self._state, Training)):
+        if step > self.progress.own and self.progress.leads_on:
             self.progress.own = step
             if isinstance(self._state, Stopping) and self._state.by != NEVER:
                 self._state.by = now + self.progress.patience_s()
@@ -312,9 +306,11 @@ class PipelineRole:
         effects = self._saving.fetched(
             self._missing.given(), keep=body_of(plan).goes_back and not self._collection.applies(plan)
         )
-        self.progress.own = body_of(plan).from_step
+        self.progress.train(plan)
         fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
-        effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now)]
+        begins = zip(("step", "from_epoch"), body_of(plan).begins_with, strict=True)
+        effects += [*self._recovery.take(plan), Note("training", (*fields, *begins))]
+        effects += self._traffic.begin(plan, self.plan_hash, now)
         return effects + list(group.say(now, phase="training", round=event.round, step=self.progress.own))
 
     def _halted(self, event: Halted, now: float) -> Effects:
@@ -322,6 +318,7 @@ class PipelineRole:
             return []
         self._state = Gathering(event.step)
         self._missing.begin(now)
+        self._recovery.halted(self._trained, event.step)
         if event.step < 0:
             self._trained = None
         return [Note("halted", (("step", event.step), ("epoch", event.epoch))), *self._gather(now)]

@@ -125,10 +125,14 @@ class PipelineRules(StageRules):
         initial weights, or who has more was waited for in vain."""
         return not self.present(members).issuperset(current.trainers()) and not self.standing().waits
 
-    def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
-        """While all of its trainers train on by it, and are further than the others; and when it is finished."""
+    def holds_on(self, current: Plan, plan: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
+        """While all of its trainers train on by it, and are further than the others; and when it is finished.
+
+        Who goes back to what these have saved, to train on with them, has done no batch more: it is taken in.
+        """
         if self.is_finished():
             return True
-        name = current.hash
+        name, body = current.hash, body_of(plan)
         following = {r.peer for r in records if r.plan == name and not self.is_lost(r)} | {self.own_id}
-        return following.issuperset(current.trainers()) and self.lead(others) > self.margin()
+        joins = body.goes_back and body.from_epoch in (current.epoch, body_of(current).from_epoch)
+        return following.issuperset(current.trainers()) and (joins or self.lead(others) > self.margin())

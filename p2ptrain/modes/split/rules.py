@@ -92,5 +92,5 @@ class SplitRules(StageRules):
         """Of two, the one that is left: the majority that it lacks is one that may be gone for good."""
         return len(current.peers) == 2
 
-    def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
+    def holds_on(self, current: Plan, plan: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
         return False

@@ -56,7 +56,7 @@ class TasksRules:
     def may_go_alone(self, current: Plan, members: Sequence[Record]) -> bool:
         return True
 
-    def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
+    def holds_on(self, current: Plan, plan: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
         return False
 
     def predicted(self, plan: Plan) -> Mapping[str, float]:

@@ -266,14 +266,14 @@ class Agreement(Generic[P]):
             return False
         if not self.config.majority or not plan.parent:
             return True
-        electorate = self._electorate(plan)
-        if plan.parent == self.hash and electorate is not None and carries(self._ballot.voters(ref.hash), electorate):
+        electorate, is_next = self._electorate(plan), plan.parent == self.hash
+        if is_next and electorate is not None and carries(self._ballot.voters(ref.hash), electorate):
             return True
         current, rules = self.current, self._rules
         alone = self._ballot.is_short and current is not None and rules.may_go_alone(current, self._members)
         if not (followers if electorate is None or alone else followers & electorate):  # who came later has no vote
             return False
-        return plan.parent == self.hash or current is None or not rules.holds_on(current, self._records, followers)
+        return is_next or current is None or not rules.holds_on(current, plan, self._records, followers)
 
     def _electorate(self, plan: P) -> set[PeerId] | None:
         """Whom its parent gives work to. None where the parent is not known."""
@@ -361,11 +361,11 @@ class Agreement(Generic[P]):
         return any(each is not None for each in (self._asking, self._fetch.asking, self._ballot.own))
 
     def _turn(self) -> float:
-        """When this peer may propose; NEVER as long as it is not ready itself.
+        """When this peer may propose; NEVER as long as it is not ready itself. Who follows a later plan has no turn.
 
-        It looks no sooner whether a plan is needed: that takes a small device seconds, which its stage would wait for.
-        """
-        rank = next((place for place, record in enumerate(self._members) if record.peer == self.own_id), NEVER)
+        It looks no sooner whether one is needed: that takes a small device seconds, which its stage would wait for."""
+        ours = [record.peer for record in self._members if record.epoch <= self.epoch or not self.epoch]
+        rank = ours.index(self.own_id) if self.own_id in ours else NEVER
         return self._settled_since + self._settle_s() + rank * self.config.takeover_s
 
     def _settle_s(self) -> float:

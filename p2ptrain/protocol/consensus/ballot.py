@@ -117,18 +117,21 @@ class Ballot(Generic[T]):
         """The records of all others that are not known to be dead."""
         self.left = frozenset(left)
         self._votes, self._followers = {}, {}
-        here = set()
+        followed: dict[PeerId, PlanRef] = {}
         for record in records:
-            here.add(record.peer)
-            self._followers.setdefault(record.plan, set()).add(record.peer)
+            followed[record.peer] = PlanRef(record.epoch, record.plan)
             self._votes.setdefault(record.vote, set()).add(record.peer)
         for peer, vote in self._told.items():
-            if peer in here:
-                table = self._followers if vote.adopted else self._votes
-                table.setdefault(vote.plan, set()).add(peer)
+            told = PlanRef(vote.epoch, vote.plan)
+            if peer in followed and not vote.adopted:
+                self._votes.setdefault(vote.plan, set()).add(peer)
+            elif peer in followed and told.beats(followed[peer]):  # its record and its message overtake each other
+                followed[peer] = told
+        for peer, ref in followed.items():
+            self._followers.setdefault(ref.hash, set()).add(peer)
 
     def followers(self, name: str) -> set[PeerId]:
-        """Others that follow this plan."""
+        """Others that follow this plan, and not yet the next."""
         return self._followers.get(name, set())
 
     def wanted_by(self, name: str) -> set[PeerId]:

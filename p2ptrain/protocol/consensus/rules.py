@@ -94,8 +94,8 @@ class Rules(Protocol[P]):
         """Whether these may go on though they are no majority, when they have waited for the others."""
         ...
 
-    def holds_on(self, current: P, records: Sequence[Record], others: Collection[PeerId]) -> bool:
-        """Whether the plan in force has brought its peers further than these ``others``, who follow another."""
+    def holds_on(self, current: P, plan: P, records: Sequence[Record], others: Collection[PeerId]) -> bool:
+        """Whether the plan in force has brought its peers further than these ``others``, who follow ``plan``."""
         ...
 
     def participants(self, plan: P) -> Collection[PeerId]:

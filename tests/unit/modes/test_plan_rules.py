@@ -232,6 +232,27 @@ def test_what_may_be_gone_back_to() -> None:
     assert known is not None and known.epoch > 3, "of a later epoch than what it begins with"
 
 
+def test_who_goes_back_to_what_these_have_saved_is_taken_in_and_not_followed() -> None:
+    """It has done no batch more, however few these have done since they saved that."""
+    both = [record(0), record(1)]
+    first = proposed(rules(), None, both)
+    assert first is not None
+    body = dataclasses.replace(pipeline_body(first), from_step=8, from_epoch=1)
+    current, others = dataclasses.replace(first, epoch=2, parent=first.hash, body=body), [name(2)]
+    here = [record(1, plan=current.hash, epoch=2)]
+    near, far = rules(lead=lambda others: 1, margin=lambda: 2), rules(lead=lambda others: 3, margin=lambda: 2)
+
+    def begins(step: int, epoch: int, *, goes_back: bool) -> Plan:
+        changed = dataclasses.replace(body, from_step=step, from_epoch=epoch, goes_back=goes_back)
+        return dataclasses.replace(first, epoch=30, parent="f" * 64, body=changed)
+
+    ours, older, elses = (begins(*state, goes_back=True) for state in ((12, 2), (8, 1), (12, 9)))
+    assert near.holds_on(current, ours, here, others) and near.holds_on(current, older, here, others)
+    assert not near.holds_on(current, elses, here, others) and far.holds_on(current, elses, here, others)
+    assert not near.holds_on(current, begins(12, 2, goes_back=False), here, others)
+    assert not near.holds_on(current, ours, [], others), "these can't go on without all of them"
+
+
 def test_a_plan_that_does_not_hold_together_is_not_read() -> None:
     plan = proposed(rules(), None, [record(0), record(1)])
     assert plan is not None

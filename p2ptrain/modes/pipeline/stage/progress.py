@@ -26,10 +26,14 @@ PATIENCE_S = 20.0
 
 
 class Progress:
-    """``own``: the newest step of the own trainer."""
+    """``own``: the newest step of the own trainer, in the history that the plan in force goes on with."""
 
     def __init__(self, group: GroupView, saved: Checkpoints, rounds: int) -> None:
         self.own = 0
+        self.leads_on = True
+        """Whether what the own trainer does on the way to the plan in force is of its history."""
+        self._own_epoch = 0
+        """Of the plan by which the own trainer trains."""
         self.end = EarlyEnd(group, rounds)
         self._group = group
         self._saved = saved
@@ -43,10 +47,22 @@ class Progress:
         """The plan, with this hash, is in force."""
         if name != self._name:
             self.calm.adopted(self._plan, plan, now)
-        self._plan, self._name = plan, name
-        self._pace.begin(body_of(plan).from_step)
-        if body_of(plan).goes_back:
-            self.own = body_of(plan).from_step
+        self._plan, self._name, body = plan, name, body_of(plan)
+        self._pace.begin(body.from_step)
+        self.leads_on = not body.goes_back and body.from_epoch == self._own_epoch
+        if not self.leads_on:
+            self.own = body.from_step
+
+    def train(self, plan: Plan) -> None:
+        """The own trainer begins its stage of the plan in force."""
+        self.own, self._own_epoch, self.leads_on = body_of(plan).from_step, plan.epoch, True
+
+    def begun(self) -> Plan | None:
+        """The plan in force, if others have done a batch by it."""
+        plan, own = self._plan, self._group.own_id
+        records = [self._group.record(peer) for peer in plan.trainers() if peer != own] if plan is not None else []
+        steps = [record.step for record in records if record is not None and record.plan == self._name]
+        return plan if plan is not None and max(steps, default=0) > body_of(plan).from_step else None
 
     def ends_round(self, ref: m.SnapshotRef) -> bool:
         """Whether blocks are as they were just after the last batch of their round."""

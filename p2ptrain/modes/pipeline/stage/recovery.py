@@ -1,12 +1,20 @@
 """What people are told of a loss: what is gone back to, how many batches that costs, and how long it took to go on.
 
 Invariant: each loss is told once, with numbers of this peer's own view; a recovery ends with a batch that was done.
+
+A plan that is in force has cost nothing yet: another one may follow before anybody trains by it, as where parts of a
+group meet and hear of each other's plans one by one. What was done is given up when a stage of the new plan is begun,
+here or by others; and only then it is told, against what was trained before.
+
+    trained --a plan is in force (begin)--> changing --another one (begin)--> changing
+    changing --the own stage begins, or others do a batch by the plan (take)--> told, if anything is lost: trained
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
@@ -18,6 +26,16 @@ from p2ptrain.planning.pipeline.coverage import State
 from p2ptrain.protocol.machine import NEVER, Note
 
 MAX_TRAIL = 64
+
+
+@dataclass(slots=True)
+class _Change:
+    """From what was trained to a plan that nobody has begun yet. ``before``: the last plan that was; ``done``: batches
+    that were done by it. ``way``: plans that lead to those followed since."""
+
+    before: Plan
+    done: int
+    way: list[Plan] = field(default_factory=list)
 
 
 class Recovery:
@@ -35,6 +53,7 @@ class Recovery:
         self._num_models = 0
         self._trail: list[Plan] = []
         """The plans by which what is trained here came to be, each going on from what the one before it has trained."""
+        self._change: _Change | None = None
 
     def look(self, is_torn: bool, now: float) -> None:
         """Whether the plan in force can't go on."""
@@ -48,22 +67,37 @@ class Recovery:
         was, self._is_waiting = self._is_waiting, bool(words)
         return [Note("waits-for-peers", (("words", words[:250]),))] if words and not was else []
 
-    def begin(self, plan: Plan, before: Plan | None, done: int, now: float) -> Effects:
+    def begin(self, plan: Plan, before: Plan | None, done: int, now: float) -> None:
         """The plan is in force. ``done``: batches that were done by the one before."""
         body = body_of(plan)
         self._first = body.from_step, plan.epoch
-        common, is_of_others = self._leave(plan)
-        if before is None:
-            return []
+        if before is None:  # this peer was just started
+            self._leave(plan, self._group.path(plan))
+            return
         if body.goes_back:
             self._from_step, self._since = body.from_step, min(self._since, now)
-        lost = max(0, done - common)
+        if self._change is None:
+            self._change = _Change(before, done)
+        self._change.way = [*self._change.way, *self._group.path(plan)][-MAX_TRAIL:]
+
+    def halted(self, trained: Plan | None, step: int) -> None:
+        """The own trainer has, after so many batches by the plan that it trained: one more may have been done."""
+        if self._change is not None and trained is not None and trained.epoch == self._change.before.epoch:
+            self._change.done = max(self._change.done, step)
+
+    def take(self, plan: Plan | None) -> Effects:
+        """The plan in force is trained by: what it does not go on from is given up. Told once."""
+        if plan is None or self._change is None:
+            return []
+        change, self._change, body = self._change, None, body_of(plan)
+        common, is_of_others = self._leave(plan, change.way)
+        lost = max(0, change.done - common)
         if is_of_others:
             return [Note("gives-way", (("first", common + 1), ("batches", lost)))] if lost else []
         if not body.goes_back:
             return []
         here = _peers(plan)
-        gone = [peer for peer in before.trainers() if peer not in here]
+        gone = [peer for peer in change.before.trainers() if peer not in here]
         fields = (("step", body.from_step), ("batches", lost), ("without", self._group.names_of(gone)))
         return [Note("goes-back", fields)]
 
@@ -73,6 +107,8 @@ class Recovery:
         self._from_step, self._since, self._first = -1, NEVER, None
         if is_own:  # some have begun what comes after the end, where the group was asked to stop
             return [Note("batches-dropped", (("batches", done - last),))] if done > last else []
+        if self._change is not None:  # by the plan itself nothing was done yet
+            plan, done = self._change.before, self._change.done
         apart = self._without(self._saved.trainers(self._saved.newest(plan)))
         first = min(body_of(each).from_step for each in (plan, *apart)) + 1
         return [Note("overtaken", (("first", first), ("batches", max(0, done + 1 - first))))]
@@ -86,7 +122,7 @@ class Recovery:
         others = "; ".join(who[1:])
         return [Note("finished-apart", (("taken", who[0][:200]), ("others", others[:200]), ("num", len(who))))]
 
-    def _leave(self, plan: Plan) -> tuple[int, bool]:
+    def _leave(self, plan: Plan, way: Collection[Plan]) -> tuple[int, bool]:
         """The last batch done here that ``plan`` goes on from, and whether it goes on with what others did since.
 
         What it goes on with is named by the epoch that was trained to there, which may be any other's: so its way is
@@ -94,7 +130,7 @@ class Recovery:
         as long as the plans here were without them.
         """
         body, trail = body_of(plan), self._trail
-        others = {each.epoch: body_of(each) for each in self._group.path(plan)}
+        others = {each.epoch: body_of(each) for each in way}
         own = {each.epoch: index for index, each in enumerate(trail)}
         common, epoch = body.begins_with
         while common and epoch not in own and epoch in others and epoch != others[epoch].from_epoch:

@@ -297,6 +297,18 @@ def test_a_vote_comes_by_a_message_before_the_record_says_so() -> None:
     assert machine.received(name(5), PlanVote("a" * 64, 9, True), 0.3) == [], "who is not here"
 
 
+def test_a_plan_whose_followers_have_gone_on_to_the_next_is_not_followed_on_the_way() -> None:
+    """Parts of a group meet: of the others' two plans the first has come, and the second is named only."""
+    theirs = dataclasses.replace(after(FIRST, 2), epoch=epoch_apart(2, name(2)))
+    next_one = after(theirs, 0, 1, 2)
+    for by_record, told in ((next_one, theirs), (theirs, next_one)):
+        machine = agreement(0, FIRST, config=VOTES)
+        machine.view_changed([record(0, FIRST), record(1, FIRST), record(2, by_record)], 0.0)
+        machine.received(name(2), PlanVote(told.hash, told.epoch, True), 0.1)
+        assert adopted(machine.received(name(2), reply(theirs), 0.2)) == []
+        assert adopted(machine.received(name(2), reply(next_one), 0.3)) == [next_one.hash]
+
+
 def test_a_proposer_asks_its_rules_again_when_others_come_or_go() -> None:
     wide = plan_of(0, 1, 2, 3)
     proposer = agreement(0, wide, config=VOTES)

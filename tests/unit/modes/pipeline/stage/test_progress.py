@@ -95,3 +95,34 @@ def test_lost_is_who_says_by_the_plan_in_force_that_it_has_no_stage_of_it() -> N
     assert steps.is_lost(record("b", part=NO_PART))  # type: ignore[arg-type]
     for other in (record("b"), record("b", part=NO_PART, plan="old"), record("c", part=NO_PART)):
         assert not steps.is_lost(other)  # type: ignore[arg-type]
+
+
+def history(epoch: int, from_step: int, from_epoch: int, *, goes_back: bool = False) -> Any:
+    blocks: Any = SimpleNamespace(num_blocks=3)
+    body = PipelineBody("c" * 64, blocks, (), (), from_step, 10, from_epoch, goes_back)
+    return SimpleNamespace(**(vars(PLAN) | {"body": body, "epoch": epoch}))
+
+
+@pytest.mark.parametrize(
+    ("plan", "own"),
+    [(history(6, 26, 5), 24), (history(6, 22, 5, goes_back=True), 22), (history(9, 12, 8), 12)],
+    ids=["goes on", "goes back", "others'"],
+)
+def test_batches_of_another_history_are_none_of_the_plans(plan: Any, own: int) -> None:
+    """Who has done 24 by its own plan is no further than the others' plan says, once it follows that."""
+    steps = Group(record("a"), record("b")).steps
+    steps.begin(history(5, 20, 1), "mine", 0.0)
+    steps.train(history(5, 20, 1))
+    steps.own = 24
+    steps.begin(plan, "next", 1.0)
+    assert steps.own == steps.newest() == own and steps.leads_on == (own == 24)
+
+
+def test_a_plan_is_begun_when_another_than_this_peer_has_done_a_batch_by_it() -> None:
+    group = Group(record("a"), record("b"), record("c", step=25))
+    group.steps.own = 25
+    assert group.steps.begun() is None, "c has no stage of it, and its own batches are its trainer's to tell"
+    group.records["a"].step, group.records["b"].plan = 21, "old"
+    assert group.steps.begun() is PLAN
+    group.records["a"].plan = "old"
+    assert group.steps.begun() is None

@@ -38,9 +38,15 @@ def after(*plans: Any, by: str = "") -> Recovery:
     """These were in force, one after the other."""
     recovery, before = Recovery(group(), saved(*by)), None
     for each in plans:
-        recovery.begin(each, before, body_of(each).from_step, 0.0)
+        change(recovery, each, before, body_of(each).from_step, 0.0)
         before = each
     return recovery
+
+
+def change(recovery: Recovery, next_plan: Any, before: Any, done: int, now: float) -> list[Note]:
+    """The next plan is in force, and trained by."""
+    recovery.begin(next_plan, before, done, now)
+    return recovery.take(next_plan)
 
 
 def kinds(notes: list[Note]) -> list[str]:
@@ -54,7 +60,7 @@ def sentence(note: Note) -> str | None:
 def test_a_loss_is_told_with_the_batches_and_the_seconds_that_it_cost() -> None:
     recovery = after(FIRST)
     recovery.look(True, 100.0)
-    (note,) = recovery.begin(plan(40), FIRST, 47, 101.0)
+    (note,) = change(recovery, plan(40), FIRST, 47, 101.0)
     assert sentence(note) == (
         "the group goes back to what is saved after batch 40 without device b: 7 batches are lost and done again"
     )
@@ -68,7 +74,7 @@ def test_a_loss_is_told_with_the_batches_and_the_seconds_that_it_cost() -> None:
 
 @pytest.mark.parametrize(("done", "told"), [(40, "no batch that was done is lost"), (41, "1 batch is lost")])
 def test_nothing_and_one_batch_are_called_so(done: int, told: str) -> None:
-    (note,) = after(FIRST).begin(plan(40), FIRST, done, 1.0)
+    (note,) = change(after(FIRST), plan(40), FIRST, done, 1.0)
     assert told in (sentence(note) or "")
 
 
@@ -76,9 +82,9 @@ def test_a_false_alarm_is_no_loss_and_the_beginning_is_called_so() -> None:
     recovery = after(FIRST)
     recovery.look(True, 1.0)
     recovery.look(False, 2.0)
-    assert recovery.begin(plan(50, goes_back=False), FIRST, 47, 3.0) == []
+    assert change(recovery, plan(50, goes_back=False), FIRST, 47, 3.0) == []
     assert kinds(recovery.step_done(51, 4.0)) == ["first-batch"] and recovery.step_done(52, 4.5) == []
-    (note,) = recovery.begin(plan(0), FIRST, 47, 50.0)
+    (note,) = change(recovery, plan(0), FIRST, 47, 50.0)
     assert "goes back to the beginning" in (sentence(note) or "") and "47 batches are lost" in (sentence(note) or "")
     _, note = recovery.step_done(1, 51.0)
     assert dict(note.fields)["seconds"] == 1.0, "of this loss, not of the false alarm"
@@ -111,7 +117,7 @@ THEIRS = plan(15, 1, 30, peers="cd")
 
 def told_by(recovery: Recovery, next_plan: Any, before: Any, done: int, *path: Any) -> list[Note]:
     recovery._group = group(*path)
-    return recovery.begin(next_plan, before, done, 9.0)
+    return change(recovery, next_plan, before, done, 9.0)
 
 
 @pytest.mark.parametrize("path", [[ALL, THEIRS], [THEIRS], []], ids=["all known", "theirs known", "nothing known"])
@@ -155,10 +161,37 @@ def test_who_did_nothing_apart_has_lost_nothing() -> None:
     assert dict(note.fields) == {"first": 16, "batches": 2}, "it stalled: they went back without it"
 
 
+def test_a_plan_that_gives_way_before_anybody_trains_by_it_has_cost_nothing() -> None:
+    """a and b hear of the plan of d, who was alone, and then of the one that goes on with what a and b did."""
+    recovery, alone = after(ALL, OURS), plan(20, 1, 40, peers="d")
+    recovery.begin(alone, OURS, 28, 9.0)
+    both = plan(25, 20, 41, peers="abcd")
+    (note,) = told_by(recovery, both, alone, 20, alone)
+    assert (note.kind, dict(note.fields)) == ("goes-back", {"step": 25, "batches": 3, "without": ""})
+    assert recovery.take(both) == [], "once"
+    (note,) = told_by(recovery, plan(27, 41, 42, peers="abd"), both, 31)
+    assert (note.kind, dict(note.fields)["batches"], dict(note.fields)["without"]) == ("goes-back", 4, "device c")
+
+
+def test_where_it_is_trained_by_all_that_was_done_apart_is_told_at_once() -> None:
+    """By a plan that follows on the one before, too: d goes on, then takes a and b in."""
+    recovery, alone = after(ALL, OURS), plan(8, 1, 40, peers="d")
+    recovery.begin(alone, OURS, 28, 9.0)
+    (note,) = told_by(recovery, plan(30, 40, 41, goes_back=False, peers="abcd"), alone, 20, alone)
+    assert (note.kind, dict(note.fields)) == ("gives-way", {"first": 9, "batches": 20})
+
+
 def test_who_was_started_again_has_lost_nothing_by_that() -> None:
-    assert after().begin(plan(40), None, 0, 1.0) == []
+    assert change(after(), plan(40), None, 0, 1.0) == []
     (note,) = told_by(after(plan(40, 7, 9, peers="ab"), by="ab"), plan(30, 8, 10, peers="ab"), OURS, 42, LATER)
     assert note.kind == "goes-back" and dict(note.fields)["batches"] == 12, "of the plans before that it knows nothing"
+
+
+def test_what_was_done_before_a_plan_that_nobody_began_is_told_when_others_have_ended() -> None:
+    recovery = after(ALL, OURS, by="cd")
+    recovery.begin(LATER, OURS, 25, 9.0)
+    (note,) = recovery.over(LATER, body_of(LATER).from_step, 60, is_own=False)
+    assert dict(note.fields) == {"first": 13, "batches": 13}
 
 
 def test_who_was_apart_by_several_plans_is_told_of_all_its_batches_when_others_have_ended() -> None:
