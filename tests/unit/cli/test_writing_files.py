@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(
     link.symlink_to(elsewhere / "model")
     monkeypatch.setattr(os, "access", lambda folder, mode: folder != elsewhere)
     for path in (elsewhere / "model", link):
-        with pytest.raises(UserError, match=r"can't write to .*read-only; name another place with -o"):
+        with pytest.raises(UserError, match=r"no file may be written into .*read-only; name another with -o"):
             check_output(path)
     assert check_output(tmp_path / "model") == tmp_path / "model"
 

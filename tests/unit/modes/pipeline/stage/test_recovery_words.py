@@ -16,7 +16,11 @@ from p2ptrain.ui.messages_for_people import tell
 
 def group(*path: Any) -> Any:
     """``path``: plans that lead to the next one."""
-    return SimpleNamespace(name_of=lambda peer: f"device {peer}", path=lambda plan: [*path, plan])
+    return SimpleNamespace(
+        name_of=lambda peer: f"device {peer}",
+        names_of=lambda peers: ", ".join(f"device {peer}" for peer in peers),
+        path=lambda plan: [*path, plan],
+    )
 
 
 def saved(*trainers: str) -> Any:
