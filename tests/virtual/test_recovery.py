@@ -41,7 +41,10 @@ from p2ptrain.ui import status_table
 pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 
 EVERY = 5
-CAPPED = ("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", "_epochs", "_offers[].open", "_former.")
+CAPPED = (
+    *("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", "_epochs", "_offers[].open", "_former."),
+    "_recovery._trail",
+)
 """Tables with a bound of their own, which fill up to it; and streams of the plan before, which end by themselves."""
 
 
