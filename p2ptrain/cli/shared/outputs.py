@@ -36,7 +36,7 @@ def check_output(path: Path, force: bool = True, *, is_text: bool = False, optio
         raise UserError(f"{path}: no such folder: {folder}; make it first, or {another}")
     for each in (folder, Path(os.path.realpath(path)).parent):  # a link stays one where its file is written anew
         if not os.access(each, os.W_OK | os.X_OK):
-            raise UserError(f"{path}: no file may be written into {each}; {another}")
+            raise UserError(f"{path}: this user can't write to {each}; name another place with {option}")
     return path
 
 
@@ -55,7 +55,7 @@ def check_folder(path: Path, option: str = "--out") -> Path:
         why = "it is no folder" if os.path.exists(path) else error.strerror
         raise UserError(f"{option} {path}: can't be made ({why}); name another folder") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"{option} {path}: no file may be written into it; name another folder")
+        raise UserError(f"{option} {path}: this user can't write to it; name another folder")
     return path
 
 

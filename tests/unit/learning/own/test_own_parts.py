@@ -216,7 +216,7 @@ def test_a_loss_with_a_weight_for_each_class_has_them_where_classes_are_missing(
     wanted.backward()  # type: ignore[no-untyped-call]
     slope = trainer.model.weight.grad.clone()
     torch.testing.assert_close(stepped(trainer, y), slope)
-    assert trainer.loss_on([(X, y)]) < float(wanted) + (0.7 if targets == "rest" else 0.0)  # log 2: two share an output
+    assert trainer.loss_on([(X, y)]) < wanted.item() + (0.7 if targets == "rest" else 0.0)  # log 2: two share an output
 
 
 def test_a_loss_by_class_and_one_that_smooths_labels_see_nothing_of_missing_classes(own: str) -> None:
@@ -236,8 +236,8 @@ def test_a_loss_that_sees_missing_classes_is_refused_where_some_are(own: str, na
     of_four(f"{own}:{name}", 4)  # all are there
     with pytest.raises(JobError, match=f"{name}' does not do where a device trains some.*{why}"):
         of_four(f"{own}:{name}", 4, present=[0, 1, 2])
-    job = Job("j", 0, DataConfig(tuple("abcd"), (1, 2, 3), "image", (0.0,), (1.0,)), ModelConfig("mlp"))
-    job = dataclasses.replace(job, mode="auto", training=TrainingConfig(loss=f"{own}:{name}"))
+    data = DataConfig(tuple("abcd"), (1, 4, 4), "image", (0.0,), (1.0,))
+    job = Job(mode="auto", model=ModelConfig("mlp"), data=data, training=TrainingConfig(loss=f"{own}:{name}"))
     found = check_model(job, global_model(job, allow_user_code=False))
     assert found["max_groups"] == 1 and why in found["model_notes"][0]
     assert "model_notes" not in check_model(
