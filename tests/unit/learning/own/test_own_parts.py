@@ -236,8 +236,8 @@ def test_a_loss_that_sees_missing_classes_is_refused_where_some_are(own: str, na
     of_four(f"{own}:{name}", 4)  # all are there
     with pytest.raises(JobError, match=f"{name}' does not do where a device trains some.*{why}"):
         of_four(f"{own}:{name}", 4, present=[0, 1, 2])
-    data = DataConfig(tuple("abcd"), (1, 4, 4), "image", (0.0,), (1.0,))
-    job = Job(mode="auto", model=ModelConfig("mlp"), data=data, training=TrainingConfig(loss=f"{own}:{name}"))
+    data = DataConfig(tuple("abcd"), (1, 8, 8), "image", (0.0,), (1.0,))
+    job = Job(mode="auto", data=data, training=TrainingConfig(loss=f"{own}:{name}"))
     found = check_model(job, global_model(job, allow_user_code=False))
     assert found["max_groups"] == 1 and why in found["model_notes"][0]
     assert "model_notes" not in check_model(
