@@ -299,8 +299,7 @@ class TasksRole:
         if isinstance(event, c.TrainerFailed):
             unable = self.ending.trainer_unable(now)
             self._state = Idle()
-            self._exchanges.trainer_lost()
-            return [*unable, *self._restarts.after(event, now)]
+            return [*unable, *self._exchanges.trainer_lost(), *self._restarts.after(event, now)]
         return self.ending.trainer_said(event, now)
 
     def _snapshot_taken(self, event: c.SnapshotTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:

@@ -155,7 +155,8 @@ class Exchanges:
         """The trainer has halved its masses: publish the payload, or give the halves back."""
         partner = self._making.pop(event.exchange, None)
         if blob is None or not event.masses or partner is None:
-            return [*self._give_back([event.masses]), *self._gossip.failed(event.exchange, now)]
+            spent: Effects = [ForgetBlob(blob)] if blob is not None else []
+            return [*spent, *self._give_back([event.masses]), *self._gossip.failed(event.exchange, now)]
         back = self._payloads.publish(event.exchange, blob, num_bytes, partner, event.masses)
         masses = [m.ShardMass(shard, mass) for shard, mass in event.masses]
         return [*self._give_back(back), *self._gossip.payload_ready(event.exchange, blob, num_bytes, masses, now)]
@@ -205,11 +206,13 @@ class Exchanges:
         self._payloads.forget()
         self._reached.clear()
 
-    def trainer_lost(self) -> None:
+    def trainer_lost(self) -> Effects:
         """Nothing comes of what it was making and merging."""
         self._payloads.forget()
         self._making.clear()
+        spent: Effects = [ForgetBlob(effect.blob) for effect in self._merging.values()]
         self._merging.clear()
+        return spent
 
     # --- blobs and time ---
 
