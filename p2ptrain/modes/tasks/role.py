@@ -354,7 +354,7 @@ class TasksRole:
     # --- blobs and time ---
 
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
-        effects = [*self._exchanges.blob_arrived(blob), *self.replicas.blob_arrived(blob, now)]
+        effects = [*self._exchanges.blob_arrived(blob, now), *self.replicas.blob_arrived(blob, now)]
         if isinstance(self._state, Seeking) and self._state.trying is not None and self._state.trying.blob == blob:
             effects += self._give(self._state)
         return effects + self.ending.blob_arrived(blob, now)

@@ -15,8 +15,8 @@ from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, TrainingC
 from p2ptrain.core.effects import ForgetBlob, ToTrainer
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.tasks.averaging.exchanges import TURNS_MISSED, Exchanges, exchange_due, gossip_config
-from p2ptrain.modes.tasks.commands import MakePayload, Merge, PayloadMade, Reclaim
+from p2ptrain.modes.tasks.averaging.exchanges import MAX_MERGING, TURNS_MISSED, Exchanges, exchange_due, gossip_config
+from p2ptrain.modes.tasks.commands import MakePayload, Merge, Merged, PayloadMade, Reclaim
 from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.modes.tasks.plan import parts_of
 from p2ptrain.modes.tasks.planning.assignment import first_plan
@@ -100,18 +100,24 @@ def test_a_payload_that_is_made_when_its_exchange_is_over_gives_its_half_back() 
     assert ForgetBlob(BLOB) in effects, "nobody will fetch it"
 
 
-def test_what_a_lost_trainer_was_merging_is_kept_no_longer() -> None:
-    """One that hangs is given payload after payload before anybody notices."""
+def test_a_trainer_that_hangs_is_given_few_payloads_and_they_are_kept_no_longer_than_it() -> None:
     peer = Peer(job())
     masses = tuple(m.ShardMass(shard, 1.0) for shard in peer.shards)
-    came = [BlobId(letter * 64) for letter in "bcde"]
-    for number, blob in enumerate(came):
-        push = m.GossipPush(number, peer.plan.epoch, masses, blob, 100, True)
-        peer.run(peer.exchanges.pushed(ANN, push, 100.0 * number))
-        (merge,) = peer.exchanges.blob_arrived(blob)
-        assert isinstance(merge, ToTrainer) and isinstance(merge.command, Merge)
-        peer.run(peer.exchanges.tick(100.0 * number + 99))
-    assert peer.exchanges.trainer_lost() == [ForgetBlob(blob) for blob in came]
+    given: list[BlobId] = []
+    for number in range(100):
+        blob, now = BlobId(f"{number:064x}"), 1.0 * number
+        push = m.GossipPush(number, peer.plan.epoch, masses, blob, 100, False)
+        peer.run(peer.exchanges.pushed(ANN, push, now))
+        for merge in peer.exchanges.blob_arrived(blob, now):  # nothing, where it was not fetched
+            assert isinstance(merge, ToTrainer) and isinstance(merge.command, Merge)
+            if number < 20:  # so its usual pace is known
+                merged = peer.exchanges.merged(Merged(merge.command.exchange, ANN, ""), now + 0.1)
+                assert ForgetBlob(blob) in merged
+            else:
+                given.append(blob)
+        peer.run(peer.exchanges.tick(now + 0.9))
+    assert MAX_MERGING <= len(given) <= 2 * MAX_MERGING, "after a minute it is tried again"
+    assert peer.exchanges.trainer_lost() == [ForgetBlob(blob) for blob in given]
     assert peer.exchanges.trainer_lost() == []
 
 
