@@ -97,8 +97,8 @@ class Discovery:
         self._num_heard = 0
         """Names that were announced in this asking."""
         self._allowance = Allowance(time.monotonic())
-        self._shown: OrderedDict[str, list[str]] = OrderedDict()
-        """What was announced of our group, by the name of the announcement."""
+        self._shown: OrderedDict[str, None] = OrderedDict()
+        """The names of what was announced of our group."""
         self._elsewhere: OrderedDict[str, str] = OrderedDict()
         """The same of those that are on no network of ours, as where a router passes announcements on: one address."""
 
@@ -120,10 +120,7 @@ class Discovery:
             self._running = asyncio.create_task(self._run(), name="mdns")
 
     def ask_again(self) -> None:
-        """Somebody is missing: ask and announce anew, and propose once more what was shown before."""
-        for addresses in list(self._shown.values()):
-            for address in addresses:
-                self._on_proposed(address)
+        """Somebody is missing: ask and announce anew. All that are there answer, and are proposed again."""
         self._again.set()
 
     def readdress(self, interfaces: Sequence[str]) -> None:
@@ -269,7 +266,7 @@ class Discovery:
         if group == self._tag and is_new and addresses and not self._allowance.take(time.monotonic()):
             return  # it is announced again
         if group == self._tag:  # of another wire version, too: membership tells it, and us, that the versions differ
-            self._shown[info.name] = addresses
+            self._shown[info.name] = None
             self._shown.move_to_end(info.name)
             if len(self._shown) > MAX_SHOWN:
                 self._shown.popitem(last=False)

@@ -5,8 +5,9 @@ close and trainers die or hang.
 
 Each device has a network namespace of its own, and one a disk of 48 MB. The same hardships come again and again, in
 the same order, evenly over the time. At the end nothing that was trained may be lost, every hardship must have its
-line in a journal, and nodes must have as many open files as after the first round of hardships, and hardly more
-memory. ``--tiny``: one round of them in about four minutes. Needs what the lab needs (``python -m scripts.lab check``).
+line in a journal, and from one turn of hardships to the next no node may grow (``growth.py``). ``--tiny``: each of them
+once, in about four minutes. ``--out`` gets their journals and logs, and ``night.json``, of which
+``scripts/figures.py add`` makes a figure. Needs what the lab needs (``python -m scripts.lab check``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,12 +24,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common import Sample, describe_machine, describe_versions, summarise
+
 from lab import host
+from lab.growth import Growth, Use
 from lab.hardships import DATA, NAMES, PATIENCE_S, Hardship, Night
 from lab.network import OWN_ADDRESS, Network
 from p2ptrain.api import Status, evaluate, load_model, observing, save_harvest, snapshot_status
@@ -41,8 +47,7 @@ from p2ptrain.runtime.node.node import NetworkConfig
 DISK_MB = 48
 ROUNDS = 1_000_000
 START_S = 600.0
-MORE_FILES, MORE_MEMORY = 6, 1.25
-"""At the end of the night: so many files more, and so many times the memory, are no growth."""
+RESULT_VERSION = 2
 
 
 @contextlib.contextmanager
@@ -88,18 +93,15 @@ class Watch:
         return training
 
 
-def use_of(night: Night) -> dict[str, tuple[int, int]]:
-    """Open files and memory in bytes of each device's node."""
-    found = {}
-    for name, process in night.processes.items():
-        node = psutil.Process(process.pid)
-        found[name] = node.num_fds(), node.memory_info().rss
-    return found
+def use_of(night: Night) -> dict[str, Use]:
+    """Of each device's node."""
+    nodes = {name: psutil.Process(process.pid) for name, process in night.processes.items()}
+    return {name: Use(node.num_fds(), node.memory_info().rss / 1e6) for name, node in nodes.items()}
 
 
-async def spend(night: Night, minutes: float, say: Callable[[str], None]) -> list[str]:
-    """The whole night; what was wrong with it, if anything."""
-    watch, wrong, begun = Watch(), list[str](), time.time()
+async def spend(night: Night, minutes: float, say: Callable[[str], None], wrong: list[str]) -> dict[str, float]:
+    """The whole night: its figures. ``wrong`` is told what was."""
+    watch, begun = Watch(), time.time()
     for name in NAMES:
         night.start(name)
     async with observing(night.code, NetworkConfig(interfaces=(OWN_ADDRESS,))) as node:
@@ -119,7 +121,8 @@ async def spend(night: Night, minutes: float, say: Callable[[str], None]) -> lis
 
         await until_all_train(START_S, "at the start", further=True)
         say(f"all train {time.time() - begun:.0f} s after the start")
-        hardships, first = night.hardships(), dict[str, tuple[int, int]]()
+        hardships = night.hardships()
+        growth, untold = Growth(len(hardships)), 0
         number, end_at = 0, time.monotonic() + 60 * minutes
         pause_s = max(2.0, min(60.0, 10 * minutes / len(hardships)))
         while number < len(hardships) or time.monotonic() < end_at:
@@ -132,20 +135,16 @@ async def spend(night: Night, minutes: float, say: Callable[[str], None]) -> lis
                 await asyncio.sleep(0.5)
                 watch.look(snapshot_status(node))
             if not told(night, hardship, at):
+                untold += 1
                 wrong.append(f"{hardship.name}: no line about it on {' and '.join(hardship.by)}")
             hardship.end()
             await until_all_train(PATIENCE_S, f"after {hardship.name!r}", further=True)
             await asyncio.sleep(pause_s)
             number += 1
-            if number == len(hardships):
-                first = use_of(night)
-        for name, (files, memory) in use_of(night).items():
-            files_then, memory_then = first[name]
-            grown = f"{memory_then / 1e6:.0f} MB then, {memory / 1e6:.0f} now"
-            say(f"{name}: {files_then} open files then, {files} now; {grown}")
-            if files > files_then + MORE_FILES or memory > MORE_MEMORY * memory_then:
-                wrong.append(f"{name}: {files} open files ({files_then} before), {memory} bytes ({memory_then} before)")
-        wrong += watch.lost
+            growth.look(use_of(night))
+        for line in growth.lines():
+            say(line)
+        wrong += [*growth.wrong(), *watch.lost]
         harvest, _ = await harvest_with(node)
     path = night.folder / "global.safetensors"
     save_harvest(path, harvest)
@@ -155,7 +154,15 @@ async def spend(night: Night, minutes: float, say: Callable[[str], None]) -> lis
     say(f"{number} hardships; harvested after {rounds} rounds: {100 * accuracy:.1f} % of the test samples are right")
     if rounds < max(watch.rounds.values()) - 1 or accuracy < 0.9:
         wrong.append(f"harvested: round {rounds} of {watch.rounds}, {100 * accuracy:.1f} %")
-    return wrong
+    return {
+        "minutes": (time.time() - begun) / 60,
+        "hardships": float(number),
+        "untold": float(untold),
+        "lost": float(len(watch.lost)),
+        "rounds": float(rounds),
+        "accuracy": 100 * accuracy,
+        **growth.figures(),
+    }
 
 
 def told(night: Night, hardship: Hardship, since: float) -> bool:
@@ -176,7 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     host.check_host()
-    began = time.monotonic()
+    began, load_before = time.monotonic(), os.getloadavg()[0]
+    wrong, figures = list[str](), dict[str, float]()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
@@ -192,13 +200,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stack.callback(keep, night, options.out)
         stack.callback(night.stop)
         try:
-            wrong = asyncio.run(spend(night, 0.0 if options.tiny else options.minutes, say))
+            figures = asyncio.run(spend(night, 0.0 if options.tiny else options.minutes, say, wrong))
         except (P2PTrainError, psutil.NoSuchProcess) as error:
-            wrong = [str(error)]
+            wrong.append(str(error))
         for each in wrong:
             say(f"WRONG: {each}")
         say("nothing was lost" if not wrong else f"{len(wrong)} things were wrong")
+    if options.out is not None:
+        text = json.dumps(result(figures, wrong, load_before, tiny=options.tiny), indent=1)
+        (options.out / "night.json").write_text(text + "\n", encoding="utf-8")
     return 1 if wrong else 0
+
+
+def result(figures: dict[str, float], wrong: Sequence[str], load_before: float, *, tiny: bool) -> dict[str, Any]:
+    """What ``scripts/figures.py`` takes, as of a benchmark."""
+    return {
+        "version": RESULT_VERSION,
+        "tiny": tiny,
+        "incomplete": ""
+        if "files_now" in figures
+        else "it did not come to its end, or was too short to tell of growth",
+        "command_line": ["python", "-m", "scripts.lab.night", *sys.argv[1:]],
+        "load_average_before": load_before,
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "cases": summarise([Sample("night", 0, figures)]),
+        "wrong": list(wrong),
+    }
 
 
 def keep(night: Night, out: Path | None) -> None:

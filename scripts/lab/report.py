@@ -193,6 +193,16 @@ FIGURES = Section(
             " in the model; its accuracy",
             "{partition/plans_in_force:.0f}; {partition/copies_harvested:.0f}; {partition/accuracy:.1f} %",
         ),
+        Row(
+            "night",
+            "three devices, {night/minutes:.0f} minutes, {night/hardships:.0f} hardships (sleep, a trainer killed, one"
+            " that hangs, a terminal closed, another address, a link cut, a full disk, a leave, no power): rounds that"
+            " were lost; hardships without a line in a journal; the harvested model after {night/rounds:.0f} rounds",
+            "{night/lost:.0f}; {night/untold:.0f}; {night/accuracy:.1f} %",
+            "open files and memory of the node that had most, in the second turn of hardships and in the last:"
+            " {night/files_then:.0f}, {night/memory_mb_then:.0f} MB; {night/files_now:.0f},"
+            " {night/memory_mb_now:.0f} MB",
+        ),
     ),
     (
         Remark("lab-three-unlike", "The three were measured before a device of the lab stayed on one core."),

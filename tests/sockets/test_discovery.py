@@ -300,24 +300,6 @@ def test_names_without_end_are_forgotten_and_a_peer_is_found_among_them(monkeypa
     run(test)
 
 
-@pytest.mark.usefixtures("in_a_network")
-def test_what_was_shown_once_is_proposed_again_and_remembered_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shown, "MAX_NEW_AT_ONCE", 200)
-
-    async def test() -> None:
-        seen: list[str] = []
-        each = Discovery(GroupTag("ours"), 4783, LAN, seen.append)
-        properties: dict[str, bytes | str] = {"g": "ours", "v": str(WIRE_VERSION)}
-        for number in range(discovery.MAX_SHOWN + 5):
-            each._announced(announced(f"n{number}", properties, port=4000 + number))
-        seen.clear()
-        each.ask_again()
-        assert len(seen) == 2 * discovery.MAX_SHOWN and "tcp://10.0.0.7:4005" in seen
-        assert "tcp://10.0.0.7:4004" not in seen, "the oldest have given way"
-
-    run(test)
-
-
 def test_a_device_without_an_address_is_found_once_it_has_one() -> None:
     async def test() -> None:
         group = tag()

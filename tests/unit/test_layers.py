@@ -20,6 +20,23 @@ PACKAGE = Path(p2ptrain.__file__).parent
 FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "torch.load", "torch.save")
 READS_WEIGHTS = "p2ptrain.learning.initial"
 """The one place that reads a person's own ``.pth``: tensors alone."""
+NETWORK = (
+    "socket",
+    "ssl",
+    "zmq",
+    "zeroconf",
+    "http",
+    "urllib",
+    "requests",
+    "httpx",
+    "aiohttp",
+    "smtplib",
+    "ftplib",
+    "xmlrpc",
+)
+SPEAKS = ("p2ptrain.net.", "p2ptrain.runtime.doctor.", "p2ptrain.runtime.trainer.process", "p2ptrain.web.server")
+"""To other peers, to whoever asks for the page, and a node to its own trainer."""
+LOOKS_FOR_PORTS = "p2ptrain.experiment.processes"
 TORCH_FREE = ("cli", "ui", "simulation", "runtime", "modes", "core", "net", "planning", "protocol", "wire", "base")
 TORCH_MODULES = (
     "p2ptrain.runtime.trainer.looking",
@@ -242,6 +259,20 @@ def test_no_pickle_and_no_torch_load() -> None:
                 )
             elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert ast.unparse(node.value) == "False", f"{module}:{node.value.lineno} allows pickle"
+
+
+def test_what_speaks_to_others_is_in_few_places() -> None:
+    """No telemetry, and nothing is fetched from anywhere else: nobody but these has the means."""
+    speaking = set()
+    for module, tree in TREES.items():
+        used = [each for each in ast.walk(tree) if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name)]
+        of_sockets = {each.attr for each in used if each.value.id == "socket"}  # type: ignore[attr-defined]
+        names = {each.partition(".")[0] for each, _, _ in imports(module)} & set(NETWORK)
+        names -= {"socket"} if of_sockets == {"gethostname"} else set()
+        if names or any(each.attr in ("open_connection", "start_server") for each in used):
+            speaking.add(module)
+    assert {"p2ptrain.net.transport", "p2ptrain.net.ways.knock", "p2ptrain.web.server"} <= speaking
+    assert {each for each in speaking if not each.startswith(SPEAKS)} == {LOOKS_FOR_PORTS}
 
 
 def test_no_bare_except() -> None:

@@ -280,15 +280,19 @@ def _best_cuts(flow: Dataflow, max_tensors: int) -> list[int]:
 
 
 def _listed_cuts(flow: Dataflow) -> list[int]:
-    """After every block of a list but the last. The author states how many tensors pass, so any number may."""
+    """After every block of a list but the last. The author states how many tensors pass, so any number may.
+
+    Blocks before the first weights, such as an ``nn.Flatten``, go with the next one: what they hand on are the samples.
+    """
     starts = [index for index, node in enumerate(flow.nodes) if node.op == "call_module"]
-    cuts = [start - 1 for start in starts[1:]]
+    weighted = next((index for index, node in enumerate(flow.nodes) if flow.has_weights(node)), flow.last)
+    cuts = [start - 1 for start in starts[1:] if start > weighted]
     for after in cuts:
         obstacle = flow.obstacle(after, max_tensors=len(flow.nodes))
         if obstacle is not None:
             raise JobError(f"the model can't be cut where its list of blocks says: {obstacle}; list these as one block")
     if not cuts:
-        raise JobError("the model lists one block only, so it can't be cut; list at least two")
+        raise JobError("the model lists fewer than two blocks with weights, so it can't be cut; list at least two")
     return cuts
 
 

@@ -299,8 +299,7 @@ class TasksRole:
         if isinstance(event, c.TrainerFailed):
             unable = self.ending.trainer_unable(now)
             self._state = Idle()
-            self._exchanges.trainer_lost()
-            return [*unable, *self._restarts.after(event, now)]
+            return [*unable, *self._exchanges.trainer_lost(), *self._restarts.after(event, now)]
         return self.ending.trainer_said(event, now)
 
     def _snapshot_taken(self, event: c.SnapshotTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
@@ -355,7 +354,7 @@ class TasksRole:
     # --- blobs and time ---
 
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
-        effects = [*self._exchanges.blob_arrived(blob), *self.replicas.blob_arrived(blob, now)]
+        effects = [*self._exchanges.blob_arrived(blob, now), *self.replicas.blob_arrived(blob, now)]
         if isinstance(self._state, Seeking) and self._state.trying is not None and self._state.trying.blob == blob:
             effects += self._give(self._state)
         return effects + self.ending.blob_arrived(blob, now)

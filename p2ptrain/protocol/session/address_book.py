@@ -6,8 +6,9 @@ due.
 
 An address:  due --Hello sent--> dialling --Welcome--> open --its peer is dropped--> due
              open --its visitor has gone, and had told us of it; or nobody needs its peer--> forgotten
+             led to a peer that is elsewhere now, or was told by it before --> forgotten, unless the user gave it
              dialling: due again and again, further and further apart; one that leads nowhere is forgotten after a
-             while: never if the user gave it, after a day if mDNS showed it, and that day begins anew whenever mDNS
+             while: never if the user gave it, after a week if mDNS showed it, and that week begins anew whenever mDNS
              shows it again. One that leads to ourselves is not dialled again while our own addresses stay: later it
              may be somebody else's.
 """
@@ -27,9 +28,9 @@ LAST_RETRY_S = 30.0
 """Hellos to an address that does not answer: 0.5 s apart, then 1, 2, 4 ... 30, each up to a quarter longer."""
 FORGET_ADDRESS_S = 300.0
 FORGET_PEER_S = 3600.0
-FORGET_SHOWN_S = 86_400.0
+FORGET_SHOWN_S = 7 * 86_400.0
 """An address that never led to a peer, one that did, and one that mDNS showed are forgotten after so long without an
-answer: a network that was away for a night shows nothing anew where multicast is filtered."""
+answer: a network that was away over a weekend shows nothing anew where multicast is filtered."""
 REST_S = 600.0
 """An address that the user gave is dialled again so long after nobody needed the link to it any more, or as soon as
 there is something to say to it."""
@@ -166,6 +167,18 @@ class AddressBook:
                 continue
             target.key, target.nonce, target.attempts = b"", b"", 0
             target.since, target.due = now, now + backoff_s(1, self._rng)
+
+    def moved(self, key: bytes, *, told_then: Collection[str], told_now: Collection[str]) -> None:
+        """A session with the peer ``key`` begins: it is no more where it was, but for what it tells of now.
+
+        A process that starts again has another port, and a device in another network another address. Whoever has the
+        former one next is met as anybody is.
+        """
+        for target in list(self._targets.values()):
+            led_to = target.key or target.last_key
+            was_there = led_to == key or (not led_to and target.address in told_then)
+            if was_there and not target.kept and target.address not in told_now:
+                del self._targets[target.address]
 
     def parted(self, key: bytes, now: float, *, for_good: bool) -> None:
         """The visitor ``key`` has gone: forget the addresses that only it told us of.

@@ -346,6 +346,7 @@ class Sessions:
             self._twins.followed(key, session.end.boot, now)
         effects = self._endings.end(key, "restarted") if session else self._make_room(now)
         self._guests.forget_nonces(key, end.boot)
+        self._book.moved(key, told_then=self._table.told_before(key), told_now={address, *end.addresses})
         session = self._table.open(key, end, address)
         self._visitors.admitted(key, now)
         admitted = PeerAdmitted(session.peer, key, address, end.software)

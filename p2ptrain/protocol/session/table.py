@@ -111,6 +111,11 @@ class SessionTable:
         former = self._former.get(key)
         return former is not None and former.said_goodbye and former.end.boot == boot
 
+    def told_before(self, key: bytes) -> tuple[str, ...]:
+        """Where it was, as it said in its session before this one."""
+        former = self._former.get(key)
+        return former.end.addresses if former is not None else ()
+
     def check(self, lane: Lane, key: bytes, envelope: Envelope) -> None:
         """A frame has come. Raises ``RemoteError`` unless it may be let in."""
         session = self._sessions.get(key)

@@ -498,6 +498,8 @@ def test_a_pipeline_takes_peers_without_samples(tmp_path: Path, capsys: pytest.C
         assert run(["job", "new", "--data", spec, "--mode", mode, "-o", f"{mode}.toml"], capsys)[0] == 0
     status, _, err = run(["peer", "--open", "--job", "replicas.toml"], capsys)
     assert status != 0 and 'a job of mode "replicas" is trained on own samples: name them with --data' in err
+    status, _, err = run(["peer", "--open", "--job", "pipeline.toml", "--out", "model", "--no-model"], capsys)
+    assert status != 0 and "OPEN GROUP: anyone in this network can join" in err
     found = [
         p.check_data(p.Request(data=spec, job=load_job(tmp_path / f"{mode}.toml").to_json()))
         for mode in ("replicas", "pipeline")

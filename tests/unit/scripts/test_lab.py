@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -33,6 +34,7 @@ from lab import calibration, quota, rehearsal, session  # noqa: E402
 from lab.calibration import Speed, Turn  # noqa: E402
 from lab.camera import Camera  # noqa: E402
 from lab.devices import LabDevices  # noqa: E402
+from lab.growth import Growth, Use  # noqa: E402
 from lab.hardships import Night  # noqa: E402
 from lab.jobs import job_of  # noqa: E402
 from lab.network import Line, shaping  # noqa: E402
@@ -582,6 +584,31 @@ def test_a_process_is_put_on_its_devices_core(tmp_path: Path) -> None:
         group.add(process.pid)
         assert os.sched_getaffinity(process.pid) == {cpu}
         process.kill()
+
+
+def grown(*turns: Sequence[tuple[int, float]]) -> Growth:
+    """A node, with these open files and MB after each hardship of each turn."""
+    found = Growth(len(turns[0]))
+    for files, memory_mb in itertools.chain(*turns):
+        found.look({"laptop": Use(files, memory_mb)})
+    return found
+
+
+def test_a_node_that_grows_from_turn_to_turn_is_named() -> None:
+    same = [(58, 90.0), (64, 99.0)], [(58, 100.0), (58, 101.0)]
+    assert not grown(*same, [(59, 99.0), (58, 103.0)]).wrong()
+    leak = grown(*same, [(60, 99.0), (60, 100.0)], [(62, 99.0), (61, 100.0)])
+    assert leak.wrong() == ["laptop: 61 open files in the last turn, 58 in the second"]
+    assert grown(*same, [(58, 112.0), (58, 90.0)]).wrong() == ["laptop: 112 MB in the last turn, 101 in the second"]
+    assert leak.lines() == ["laptop: open files of each turn 58 58 60 61; MB 99 101 100 100"]
+    assert leak.figures() == {"files_then": 58, "files_now": 61, "memory_mb_then": 101, "memory_mb_now": 100}
+
+
+def test_what_a_hardship_leaves_for_a_while_is_no_growth_and_a_short_night_tells_nothing() -> None:
+    turns = [(58, 90.0), (58, 90.0)], [(58, 90.0), (58, 90.0)]
+    assert not grown(*turns, [(58, 90.0), (70, 90.0)]).wrong()
+    short = grown(*turns, [(90, 200.0)])
+    assert not short.wrong() and not short.figures() and len(short.turns("laptop")) == 2
 
 
 def test_a_night_ends_when_nothing_fills_its_disk_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

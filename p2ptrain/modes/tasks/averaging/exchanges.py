@@ -29,6 +29,9 @@ MAX_PROPORTION = 16
 and there are two others at least, nobody counts more than all others together."""
 LATE_S = 5.0
 """A partner that answers later than that is worth a word."""
+MAX_MERGING = 4
+"""Payloads that the trainer was given and has not answered yet. One that hangs is given no more: their senders keep
+them."""
 TURNS_MISSED = 2
 """A peer that got nothing of ours while all others had their turns so often does not have what we have learnt."""
 
@@ -67,8 +70,8 @@ class Exchanges:
         """Of the others that follow our plan, as far as we know."""
         self._merges: dict[BlobId, g.FetchAndMerge] = {}
         """Payloads on their way here."""
-        self._merging: dict[int, g.FetchAndMerge] = {}
-        """Exchanges whose payload the trainer merges."""
+        self._merging: dict[int, tuple[g.FetchAndMerge, float]] = {}
+        """Exchanges whose payload the trainer merges, and since when."""
         self._making: dict[int, PeerId] = {}
         """Exchanges whose payload the trainer makes, and for whom."""
         self._payloads = Payloads()
@@ -104,6 +107,8 @@ class Exchanges:
                 return [Note("gossip-other-plan", (("peer", sender),))]
             self._shards[sender] = part.shards
             effects += self._tell(plan, now)
+        if push.num_bytes and self._trainer_hangs(now):
+            return [*effects, Note("gossip-busy", (("peer", sender),))]
         push, is_less = self._believable(sender, push)
         effects += [CountRefused("gossip-mass-cut")] if is_less else []
         return [*effects, *self._gossip.received(sender, push, now)]
@@ -125,6 +130,11 @@ class Exchanges:
         if self._gossip.config.max_mass < max(each.mass for each in push.masses) or masses == push.masses:
             return push, False  # what no honest peer sends is refused, not cut
         return dataclasses.replace(push, masses=masses), True
+
+    def _trainer_hangs(self, now: float) -> bool:
+        """Or is so far behind that no more should wait for it."""
+        waiting = (since for _, since in self._merging.values() if now - since < self._gossip.config.ceiling_s)
+        return sum(1 for _ in waiting) >= MAX_MERGING
 
     def round_finished(self, round: int, now: float, *, finished: bool) -> Effects:
         """There is something new to share."""
@@ -155,7 +165,8 @@ class Exchanges:
         """The trainer has halved its masses: publish the payload, or give the halves back."""
         partner = self._making.pop(event.exchange, None)
         if blob is None or not event.masses or partner is None:
-            return [*self._give_back([event.masses]), *self._gossip.failed(event.exchange, now)]
+            spent: Effects = [ForgetBlob(blob)] if blob is not None else []
+            return [*spent, *self._give_back([event.masses]), *self._gossip.failed(event.exchange, now)]
         back = self._payloads.publish(event.exchange, blob, num_bytes, partner, event.masses)
         masses = [m.ShardMass(shard, mass) for shard, mass in event.masses]
         return [*self._give_back(back), *self._gossip.payload_ready(event.exchange, blob, num_bytes, masses, now)]
@@ -181,7 +192,7 @@ class Exchanges:
 
     def merged(self, event: Merged, now: float) -> Effects:
         """The trainer has merged a payload, or refused it."""
-        effect = self._merging.pop(event.exchange, None)
+        effect, _ = self._merging.pop(event.exchange, (None, now))
         spent: Effects = [ForgetBlob(effect.blob)] if effect is not None else []
         if event.error:
             note = Note("payload-refused", (("peer", event.sender), ("detail", event.error[:200])))
@@ -205,19 +216,21 @@ class Exchanges:
         self._payloads.forget()
         self._reached.clear()
 
-    def trainer_lost(self) -> None:
+    def trainer_lost(self) -> Effects:
         """Nothing comes of what it was making and merging."""
         self._payloads.forget()
         self._making.clear()
+        spent: Effects = [ForgetBlob(effect.blob) for effect, _ in self._merging.values()]
         self._merging.clear()
+        return spent
 
     # --- blobs and time ---
 
-    def blob_arrived(self, blob: BlobId) -> Effects:
+    def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         effect = self._merges.pop(blob, None)
         if effect is None:
             return []
-        self._merging[effect.exchange] = effect
+        self._merging[effect.exchange] = effect, now
         masses = tuple((mass.shard, mass.mass) for mass in effect.masses)
         return [ToTrainer(Merge(effect.exchange, effect.sender, masses, b"", effect.reply), blob, "payload")]
 

@@ -306,6 +306,37 @@ def test_blocks_that_cant_be_traced(kind: str) -> None:
         Chain(Listed(), (4,))
 
 
+def test_samples_cross_no_cut() -> None:
+    """What a list begins with that has no weights hands on the samples themselves."""
+
+    class Flattened(Listed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.scaled = nn.Flatten(), nn.LayerNorm(4)
+
+        def pipeline_blocks(self) -> list[nn.Module]:
+            return [self.flat, self.scaled, *super().pipeline_blocks()]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.scaled(self.flat(x)))
+
+    model = Flattened()
+    chain = Chain(model, (2, 2))
+    assert chain.blocks[0].tensors == tuple(
+        f"{layer}.{kind}" for layer in ("first", "scaled") for kind in ("weight", "bias")
+    )
+    assert len(chain.blocks) == 3
+    x = torch.randn(5, 2, 2)
+    assert torch.equal(run_slices([chain.slice(i, i + 1) for i in range(3)], x), model(x))
+
+    class Short(Flattened):
+        def pipeline_blocks(self) -> list[nn.Module]:
+            return [self.flat, self.first]
+
+    with pytest.raises(JobError, match="fewer than two blocks with weights"):
+        Chain(Short(), (2, 2))
+
+
 class TwoWays(nn.Module):
     """Two tensors cross everywhere."""
 

@@ -222,7 +222,9 @@ def test_nobody_answers() -> None:
     assert list(a.linked) == [f"tcp://10.0.0.8:{PORT}"]
 
 
-def test_what_mdns_showed_is_dialled_for_a_night_and_for_as_long_as_it_is_shown() -> None:
+def test_what_mdns_showed_is_dialled_for_long_and_for_as_long_as_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert address_book.FORGET_SHOWN_S > 3 * 86_400, "a weekend"
+    monkeypatch.setattr(address_book, "FORGET_SHOWN_S", 86_400.0)
     net = Net()
     a = net.add("a")
     net.propose(a, f"tcp://10.0.0.2:{PORT}", source="mdns")
@@ -239,6 +241,39 @@ def test_what_mdns_showed_is_dialled_for_a_night_and_for_as_long_as_it_is_shown(
     assert [(each.address, each.source) for each in a.sessions.unanswered()] == [(f"tcp://10.0.0.9:{PORT}", "mdns")]
     net.run(5 * 3600)
     assert not a.sessions.unanswered() and list(a.linked) == [f"tcp://10.0.0.2:{PORT}"]
+
+
+@pytest.mark.parametrize("is_missed", [True, False])
+def test_who_is_elsewhere_now_is_not_looked_for_where_it_was(is_missed: bool) -> None:
+    """As a device whose process starts again at another port: nothing listens at the former one."""
+    net = Net()
+    net.blocked = lambda sender, address: "10.0.9." in address
+    a = net.add("a")
+    for port in range(PORT + 10, PORT + 60, 10):
+        b = net.add("b", f"tcp://10.0.0.2:{port}", f"tcp://10.0.9.2:{port}")  # no way leads to the second
+        net.propose(a, *b.addresses, source="mdns")
+        net.run(60)
+        assert know_each_other(a, b) and set(a.linked) == set(b.addresses)
+        del net.nodes["b"]
+        if is_missed:
+            net.do(a, a.sessions.drop(b.peer, "dead", net.now))
+        net.run(5)
+    assert len(a.sessions._book._targets) == 2
+
+
+def test_who_is_elsewhere_now_is_looked_for_where_the_user_said_and_where_it_says() -> None:
+    net = Net()
+    a, b = net.add("a"), net.add("b", f"tcp://10.0.0.2:{PORT}", f"tcp://10.0.1.2:{PORT}")
+    net.propose(a, b.addresses[0], source="given")
+    net.run(1)
+    net.do(a, a.sessions.drop(b.peer, "dead", net.now))
+    net.do(b, b.sessions.drop(a.peer, "dead", net.now))
+    b.addresses[:] = [f"tcp://10.0.1.2:{PORT}", f"tcp://10.0.3.2:{PORT}"]  # a cable less, another one more
+    b.sessions.readdress(b.addresses)
+    net.run(60)
+    assert know_each_other(a, b)
+    known, given = set(a.sessions._book._targets), f"tcp://10.0.0.2:{PORT}"
+    assert given in known and known - {given} <= set(b.addresses)
 
 
 def test_a_round_trip_of_seconds() -> None:

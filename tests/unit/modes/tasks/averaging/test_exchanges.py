@@ -12,11 +12,11 @@ import pytest
 from records import record
 
 from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, TrainingConfig
-from p2ptrain.core.effects import ToTrainer
+from p2ptrain.core.effects import ForgetBlob, ToTrainer
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.tasks.averaging.exchanges import TURNS_MISSED, Exchanges, exchange_due, gossip_config
-from p2ptrain.modes.tasks.commands import MakePayload, PayloadMade, Reclaim
+from p2ptrain.modes.tasks.averaging.exchanges import MAX_MERGING, TURNS_MISSED, Exchanges, exchange_due, gossip_config
+from p2ptrain.modes.tasks.commands import MakePayload, Merge, Merged, PayloadMade, Reclaim
 from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.modes.tasks.plan import parts_of
 from p2ptrain.modes.tasks.planning.assignment import first_plan
@@ -51,7 +51,8 @@ class Peer:
         )
         group.own = self.records[ME]
         self.group = group
-        self.exchanges = Exchanges(group, SimpleNamespace(), random.Random(0), the_job)  # type: ignore[arg-type]
+        downloads: Any = SimpleNamespace(fetch=lambda *about, **how: [])
+        self.exchanges = Exchanges(group, downloads, random.Random(0), the_job)
         self.exchanges.members_changed(self.plan, self.plan.hash, 0.0)
         self.shards = parts_of(self.plan)[0].shards
 
@@ -96,6 +97,28 @@ def test_a_payload_that_is_made_when_its_exchange_is_over_gives_its_half_back() 
     effects = peer.made(exchange)
     (back,) = [e.command for e in effects if isinstance(e, ToTrainer)]
     assert isinstance(back, Reclaim) and dict(back.masses) == dict.fromkeys(peer.shards, 1.0) and not sent(effects)
+    assert ForgetBlob(BLOB) in effects, "nobody will fetch it"
+
+
+def test_a_trainer_that_hangs_is_given_few_payloads_and_they_are_kept_no_longer_than_it() -> None:
+    peer = Peer(job())
+    masses = tuple(m.ShardMass(shard, 1.0) for shard in peer.shards)
+    given: list[BlobId] = []
+    for number in range(100):
+        blob, now = BlobId(f"{number:064x}"), 1.0 * number
+        push = m.GossipPush(number, peer.plan.epoch, masses, blob, 100, False)
+        peer.run(peer.exchanges.pushed(ANN, push, now))
+        for merge in peer.exchanges.blob_arrived(blob, now):  # nothing, where it was not fetched
+            assert isinstance(merge, ToTrainer) and isinstance(merge.command, Merge)
+            if number < 20:  # so its usual pace is known
+                merged = peer.exchanges.merged(Merged(merge.command.exchange, ANN, ""), now + 0.1)
+                assert ForgetBlob(blob) in merged
+            else:
+                given.append(blob)
+        peer.run(peer.exchanges.tick(now + 0.9))
+    assert MAX_MERGING <= len(given) <= 2 * MAX_MERGING, "after a minute it is tried again"
+    assert peer.exchanges.trainer_lost() == [ForgetBlob(blob) for blob in given]
+    assert peer.exchanges.trainer_lost() == []
 
 
 def test_what_is_learnt_is_with_those_that_a_payload_reached_lately() -> None:
