@@ -135,12 +135,12 @@ class Membership:
         if peer == self.own_id or self._leaving:
             return effects
         self._mind_own_stall(now)
-        self._roster.link(peer)
+        is_new = self._roster.link(peer)
         if peer not in self._roster.members:
             self._believe(Rumour(peer, "alive", 0), now, effects)
             effects += self._rumours.greet(peer)
-        elif peer in self._roster.gone:
-            effects.append(self._rumours.tell(peer))  # says how it is known, so it can refute
+        elif is_new or peer in self._roster.gone:
+            effects.append(self._rumours.tell(peer))  # says that we are here, and how it is known, so it can refute
         self._heard_from(peer, now, itself=False)
         return effects
 

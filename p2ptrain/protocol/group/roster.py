@@ -84,11 +84,13 @@ class Roster:
         last = list(islice(reversed(self.gone), _LAST_GONE))
         return [self._rng.choice(last)] if last else []
 
-    def link(self, peer: PeerId) -> None:
-        """There is a link to it."""
-        if peer not in self._linked:
-            self._linked.add(peer)
-            self._near = None
+    def link(self, peer: PeerId) -> bool:
+        """There is a link to it; whether that is new."""
+        if peer in self._linked:
+            return False
+        self._linked.add(peer)
+        self._near = None
+        return True
 
     def unlink(self, peer: PeerId) -> None:
         """There is none any more."""
