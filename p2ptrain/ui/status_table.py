@@ -6,6 +6,7 @@ Invariant: reads a snapshot and nothing else; every number in the table is in th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -24,6 +25,10 @@ from p2ptrain.words import clean, counted, listed, mbit_s, percent, scaled, tabl
 
 TITLES = ("peer", "device", "does", "round", "step", "loss", "val", "samples/s", "sent", "part")
 RIGHT = (3, 4, 5, 6, 7, 8)
+MOST_ROWS = 32
+"""Of a larger room those that there is something to say of come first, and the others are counted."""
+MOST_LINES = 48
+"""Of the plan."""
 GONE = ("dead", "left")
 HARMLESS = frozenset({"session", "replay", "echo", "self", "goodbye", "old-epoch"})
 """Refusals that a peer's coming, going or restart brings about. They are in the JSON."""
@@ -100,16 +105,20 @@ def headline(snapshot: Snapshot) -> str:
         lines.append("the plan that it follows has not come here yet" if has_one else "no plan yet")
     else:
         lines.append(f"plan {plan.hash[:8]}, epoch {epoch_words(plan.epoch)}, parts: {len(plan.parts)}")
-        lines += [f"  {with_names(snapshot, line)}" for line in mode_of(job).words.plan_lines(plan, job)]
+        told = mode_of(job).words.plan_lines(plan, job)
+        lines += [f"  {with_names(snapshot, line)}" for line in told[:MOST_LINES]]
+        lines += [f"  and {len(told) - MOST_LINES} lines more"] if len(told) > MOST_LINES else []
         rounds = job.training.rounds
         lines += [f"  {line}" for line in mode_of(job).words.kept_lines(plan, job, within(rounds, members(snapshot)))]
         for record in members(snapshot):
             if beyond := sum(is_beyond(ref, rounds) for ref in record.holdings):
-                told = f"{counted(beyond, 'snapshot')} that {clean(record.name, 24)} tells of"
-                lines.append(f"  left out: {told}, of rounds after {rounds}, the job's last")
+                words = f"{counted(beyond, 'snapshot')} that {clean(record.name, 24)} tells of"
+                lines.append(f"  left out: {words}, of rounds after {rounds}, the job's last")
         lines += [f"  {clean(line, 400)}" for line in look_lines(looks_of(snapshot.records, job.id))]
-        for part in unstaffed(snapshot):
+        lone = unstaffed(snapshot)
+        for part in lone[:MOST_ROWS]:
             lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")
+        lines += [f"  nor {len(lone) - MOST_ROWS} other parts"] if len(lone) > MOST_ROWS else []
     note = mode_of(job).words.look_note(plan) if plan is not None else ""
     lines += [f"  {line}" for line in model_lines(looks_of_group(snapshot.records, job.id), note)]
     lines += [f"  {line}" for line in work_line(works_of(snapshot.records, job.id))]
@@ -234,15 +243,38 @@ def _sent(snapshot: Snapshot, record: Record) -> list[str]:
     return said
 
 
+def rows_of(snapshot: Snapshot) -> tuple[list[Record], str]:
+    """Whose rows are shown, and how many of what kind are not ("" = all are). In a large room those that are gone or
+    failed, or wait for something, come before those that do what they should."""
+
+    def urgency(record: Record) -> int:
+        if snapshot.states.get(record.peer, "alive") != "alive" or record.phase == "failed":
+            return 0
+        return 1 if record.waiting_for or record.leaving or record.phase == "waiting" else 2
+
+    chosen = {record.peer for record in sorted(snapshot.records, key=urgency)[:MOST_ROWS]}
+    others = [record for record in snapshot.records if record.peer not in chosen]
+    does_what = Counter(does(snapshot, record) for record in others)
+    kinds = ", ".join(f"{count} {what}" for what, count in does_what.most_common())
+    rounds = sorted(record.round for record in others)
+    words = (
+        f"and {len(others)} more: {kinds}; rounds {rounds[0]} to {rounds[-1]} (`p2ptrain status --json` tells of all)"
+        if others
+        else ""
+    )
+    return [record for record in snapshot.records if record.peer in chosen], words
+
+
 def render(snapshot: Snapshot) -> str:
     """The table for a terminal of any width."""
-    records = list(snapshot.records)
+    records, others = rows_of(snapshot)
     lines = [*headline(snapshot).splitlines(), ""]
     rows = table([TITLES, *(row(snapshot, record) for record in records)], right=RIGHT)
     lines.append(rows[0])
     for record, text in zip(records, rows[1:], strict=True):
         lines.append(text)
         lines += [f"    {note}" for note in notes(snapshot, record)]
+    lines += [others] if others else []
     for source, why in sorted(snapshot.troubles.items()):
         lines.append(
             f"looking from this device: {clean(source, 80)} {clean(why, 200)}; there may be peers it can't see"

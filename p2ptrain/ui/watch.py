@@ -77,8 +77,9 @@ def _rich_view(snapshot: Snapshot, width: int) -> Any:
     for index in shown:
         title = status_table.TITLES[index]
         table.add_column(title, justify="right" if index in status_table.RIGHT else "left", no_wrap=title != "part")
-    remarks = []
-    for record in snapshot.records:
+    records, others = status_table.rows_of(snapshot)
+    remarks = [others] if others else []
+    for record in records:
         cells = [Text(cell) for cell in status_table.row(snapshot, record)]
         cells[2].stylize(COLOURS.get(cells[2].plain, ""))
         table.add_row(*(cells[index] for index in shown))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,42 +76,46 @@ CHECKED, ON_PAPER = (100, 1000), 5000
 """Sizes at which what is expected is set beside what was measured, and the one that is told whether measured or not."""
 FULL_HEARTBEATS = 50
 """In larger groups only the heartbeats that matter are simulated."""
+FEW = "membership, neighbours"
+BASELINES = ("heartbeats", "central average")
+
+
+def _cases(*, tiny: bool = False) -> dict[str, Callable[[int], dict[str, float]]]:
+    """What each measures with a seed."""
+    cases: dict[str, Callable[[int], dict[str, float]]] = {}
+    for number in TINY_SIZES if tiny else SIZES:
+        end, everyone_sends = f", {number} peers", number <= FULL_HEARTBEATS
+        cases[f"heartbeats{end}"] = partial(detect_death_by_heartbeats, number, everyone_sends=everyone_sends)
+        cases[f"membership{end}"] = partial(detect_death, number)
+        cases[f"central average{end}"] = partial(average_centrally, number)
+        cases[f"gossip{end}"] = partial(reach_consensus, number, num_links=MAX_PEERS)
+    for number in TINY_SIZES if tiny else RECORD_SIZES:
+        warm_s, window_s = max(40.0, RECORD_WARM_S * number), RECORD_WINDOW_S
+        times = {"warm_s": 2.0, "window_s": 4.0} if tiny else {"warm_s": warm_s, "window_s": window_s}
+        cases[f"records, {number} peers"] = partial(keep_records, number, **times)
+    known: dict[str, Any] = {"is_large": True, "warm_s": LARGE_WARM_S, "window_s": LARGE_WINDOW_S}
+    for number in TINY_LARGE if tiny else LARGE:
+        cases[f"{FEW}, {number} peers"] = partial(detect_death, number, **known)
+    for number, loss in TINY_LOSSY if tiny else LOSSY:
+        name = f"{FEW}, {loss:.0%} of messages lost, {number} peers"
+        cases[name] = partial(detect_death, number, loss=loss, **known)
+    for number in TINY_LOST if tiny else MANY_LOST:
+        name = f"{FEW}, {LOST_SHARE:.0%} of peers lost at once, {number} peers"
+        cases[name] = partial(lose_many, number, share=LOST_SHARE)
+    for number in TINY_SIZES[:1] if tiny else LINK_SIZES:
+        cases[f"links, {number} peers"] = partial(keep_links, number, settle_s=5.0 if tiny else SETTLE_S)
+    return cases
 
 
 def run(settings: Settings) -> Iterator[Sample]:
-    sizes = TINY_SIZES if settings.tiny else SIZES
-    for num_peers in sizes:
+    for case, figures_of in _cases(tiny=settings.tiny).items():
         for repetition in settings.repetitions:
-            seed, end = SEED + repetition, f", {num_peers} peers"
-            figures = detect_death_by_heartbeats(num_peers, seed, everyone_sends=num_peers <= FULL_HEARTBEATS)
-            yield Sample(f"heartbeats{end}", repetition, figures, is_baseline=True)
-            yield Sample(f"membership{end}", repetition, detect_death(num_peers, seed))
-            yield Sample(f"central average{end}", repetition, average_centrally(num_peers, seed), is_baseline=True)
-            yield Sample(f"gossip{end}", repetition, reach_consensus(num_peers, seed, num_links=MAX_PEERS))
-    for num_peers in sizes if settings.tiny else RECORD_SIZES:
-        for repetition in settings.repetitions:
-            warm_s = 2.0 if settings.tiny else max(40.0, RECORD_WARM_S * num_peers)
-            window_s = 4.0 if settings.tiny else RECORD_WINDOW_S
-            figures = keep_records(num_peers, SEED + repetition, warm_s=warm_s, window_s=window_s)
-            yield Sample(f"records, {num_peers} peers", repetition, figures)
-    known: dict[str, Any] = {"is_large": True, "warm_s": LARGE_WARM_S, "window_s": LARGE_WINDOW_S}
-    for num_peers in TINY_LARGE if settings.tiny else LARGE:
-        for repetition in settings.repetitions:
-            figures = detect_death(num_peers, SEED + repetition, **known)
-            yield Sample(f"{FEW}, {num_peers} peers", repetition, figures)
-    for num_peers, loss in TINY_LOSSY if settings.tiny else LOSSY:
-        for repetition in settings.repetitions:
-            figures = detect_death(num_peers, SEED + repetition, loss=loss, **known)
-            yield Sample(f"{FEW}, {loss:.0%} of messages lost, {num_peers} peers", repetition, figures)
-    for num_peers in TINY_LOST if settings.tiny else MANY_LOST:
-        for repetition in settings.repetitions:
-            figures = lose_many(num_peers, SEED + repetition, share=LOST_SHARE)
-            yield Sample(f"{FEW}, {LOST_SHARE:.0%} of peers lost at once, {num_peers} peers", repetition, figures)
-    for num_peers in TINY_SIZES[:1] if settings.tiny else LINK_SIZES:
-        for repetition in settings.repetitions:
-            settle_s = 5.0 if settings.tiny else SETTLE_S
-            figures = keep_links(num_peers, SEED + repetition, settle_s=settle_s)
-            yield Sample(f"links, {num_peers} peers", repetition, figures)
+            if settings.wants(case, repetition):
+                figures = figures_of(SEED + repetition)
+                yield Sample(case, repetition, figures, is_baseline=case.startswith(BASELINES))
+
+
+CHOICES = tuple(_cases())
 
 
 # --- growth ---------------------------------------------------------------------------------------------------------
@@ -134,7 +139,6 @@ def _one(n: float) -> float:
 
 
 LOGARITHM = (_one, math.log2), "{0:.2f} + {1:.2f} log2 n"
-FEW = "membership, neighbours"
 LAWS = (
     Law("membership", "death_known_s", "a death is known to all after", "s", *LOGARITHM),
     Law("membership", "bytes_per_s", "membership sends", "bytes/s a peer", (_one,), "{0:.0f}"),
@@ -210,7 +214,6 @@ def notes(cases: Sequence[dict[str, Any]]) -> list[str]:
 
 SERIES = ("membership", "heartbeats", "gossip", "central average", "records")
 PLOT_HEIGHT_IN = 8.0
-BASELINES = ("heartbeats", "central average")
 PANELS = (
     ("Until all know of a death", "virtual seconds", "death_known_s", ("membership", "heartbeats")),
     ("What a peer sends", "bytes a second", "bytes_per_s", ("membership", "heartbeats", "records")),

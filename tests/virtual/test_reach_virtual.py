@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from peer_group import Room
 from seeds import seeds
 
 from p2ptrain.ids import PeerId
+from p2ptrain.protocol.group.swim import LAN
 from p2ptrain.protocol.machine import Send
 from p2ptrain.protocol.session import address_book
 from p2ptrain.runtime.peer import neighbours, reach
@@ -32,7 +35,7 @@ def room_of(seed: int) -> Room:
     room = Room(seed)
     for number in range(NUM_PEERS):
         device = room.add(number)
-        device.core.membership._roster._all_near = BOOK
+        device.core.membership._roster._config = dataclasses.replace(LAN, all_near=BOOK)
     return room
 
 

@@ -4,12 +4,12 @@ Invariant: nobody is called dead within ``suspicion_min`` seconds of a sign of l
 time during which this peer itself was not running, unless its process is known to have ended. Whoever is alive and
 reachable can always talk itself back to life, by an incarnation that only it raises, and signs. Only it says it left.
 
-Theory. Every ``period_s`` a member pings the next near one (``roster``) of a shuffled round, so each probes each once
-(SWIM, Das, Gupta, Motivala, DSN 2002). No ack within a time learnt from measured round trips: ping again, and ask
-``helpers`` others to ping too. Still none: *accuse* it, that is, suspect it and say so, to the suspect as well. Who
-hears an accusation suspects the same, and checks for itself before it joins in: so each sender of an accusation is an
-independent accuser. The more of them, the shorter the suspicion (Lifeguard, Dadgar, Phillips, Currey, DSN 2018, LHA
-Suspicion). A suspect that lives hears of it, raises its incarnation and is believed.
+Theory. A member pings each near one once in a round of ``period_s`` for each, unless it has heard it (SWIM, Das, Gupta,
+Motivala, DSN 2002, where both of a pair ping: ``roster``). No ack within a time learnt from measured round trips: ping
+again, and ask ``helpers`` others to ping too. Still none: *accuse* it, that is, suspect it and say so, to the suspect
+as well. Who hears an accusation suspects the same, and checks for itself before it joins in: so each sender of an
+accusation is an independent accuser. The more of them, the shorter the suspicion (Lifeguard, Dadgar, Phillips, Currey,
+DSN 2018, LHA Suspicion). A suspect that lives hears of it, raises its incarnation and is believed.
 
 A process on a busy device stops for a second now and then. Of others it shows as a suspicion refuted in time; of
 ourselves as a timer that fires late: then nothing that others seemed to omit meanwhile counts against them (all
@@ -83,7 +83,7 @@ class Membership:
         self._rng = rng
         self._leaving = False
         self._words = Words(own_id, statements, key_of, refused)
-        self._roster = Roster(self._words.own(incarnation), members, rng, config.all_near, linked)
+        self._roster = Roster(self._words.own(incarnation), members, rng, config, now, linked)
         self._rumours = Rumours(self._roster, config, now)
         self._probing = Probing(config)
         self._heard: dict[PeerId, float] = {}
@@ -103,9 +103,7 @@ class Membership:
         return member.state if member else None
 
     def incarnation(self, peer: PeerId) -> int | None:
-        if peer == self.own_id:
-            return self._roster.own.incarnation
-        member = self._roster.members.get(peer)
+        member = self._roster.own if peer == self.own_id else self._roster.members.get(peer)
         return member.incarnation if member else None
 
     @property
@@ -127,9 +125,7 @@ class Membership:
             deadline = min(deadline, self._next_reconnect)
         if roster.round:
             deadline = min(deadline, self._next_probe, self._rumours.deadline())
-        for suspicion in self._suspicions.values():
-            deadline = min(deadline, suspicion.deadline, suspicion.next_ping)
-        return deadline
+        return min([deadline, *(min(each.deadline, each.next_ping) for each in self._suspicions.values())])
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -139,13 +135,13 @@ class Membership:
         if peer == self.own_id or self._leaving:
             return effects
         self._mind_own_stall(now)
-        self._roster.link(peer)
+        is_new = self._roster.link(peer)
         if peer not in self._roster.members:
             self._believe(Rumour(peer, "alive", 0), now, effects)
             effects += self._rumours.greet(peer)
-        elif peer in self._roster.gone:
-            effects.append(self._rumours.tell(peer))  # says how it is known, so it can refute
-        self._heard_from(peer, now)
+        elif is_new or peer in self._roster.gone:
+            effects.append(self._rumours.tell(peer))  # says that we are here, and how it is known, so it can refute
+        self._heard_from(peer, now, itself=False)
         return effects
 
     def link_closed(self, peer: PeerId) -> None:
@@ -212,9 +208,10 @@ class Membership:
                 suspicion.next_ping = now + self.config.accuse_period_s
                 effects.append(self._rumours.tell(peer))
         if self._next_probe <= now:
-            self._next_probe = now + self.config.period_s
             told = {peer for peer, each in self._suspicions.items() if each.next_ping != NEVER}  # and so pinged anyway
-            if (target := self._roster.next_near(told)) is not None:
+            target, due = self._roster.next_turn(told)
+            self._next_probe = due if now < due < NEVER else now + self.config.period_s
+            if target is not None and due <= now:
                 self._probe(target, now, effects)
         if self._rumours.deadline() <= now:
             effects += self._rumours.gossip(now)
@@ -226,6 +223,7 @@ class Membership:
     # --- probing --------------------------------------------------------------------------------------------------
 
     def _probe(self, target: PeerId, now: float, effects: list[Effect]) -> None:
+        self._roster.had_turn(target, now)
         sequence = self._probing.start(target, now)
         effects.append(Send(target, Ping(sequence, self._rumours.to(target, filler=self.config.filler))))
 
@@ -250,8 +248,7 @@ class Membership:
             asker, theirs = asked
             effects.append(Send(asker, Ack(theirs, self._rumours.to(asker))))
             return
-        target = self._probing.acked(sender, sequence, now)
-        if target is not None:
+        if (target := self._probing.acked(sender, sequence, now)) is not None:
             self._heard_from(target, now)
 
     def _relay(self, asker: PeerId, request: PingRequest, effects: list[Effect]) -> None:
@@ -298,10 +295,13 @@ class Membership:
     def _set_deadline(self, suspicion: Suspicion) -> None:
         suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
 
-    def _heard_from(self, peer: PeerId, now: float) -> None:
-        """A sign of life. It does not end a suspicion (only the peer itself can, for all), but puts its end off."""
+    def _heard_from(self, peer: PeerId, now: float, *, itself: bool = True) -> None:
+        """A sign of life, maybe by way of others. It does not end a suspicion (only the peer itself can, for all), but
+        puts its end off."""
         if peer in self._roster.members and peer not in self._roster.gone:
             self._heard[peer] = now
+            if itself:
+                self._roster.had_turn(peer, now)
             suspicion = self._suspicions.get(peer)
             if suspicion is not None:
                 suspicion.floor, suspicion.shift = now + self.suspicion_min_s(), 0.0
@@ -372,7 +372,8 @@ class Membership:
         if member is None or peer in self._roster.gone:
             if not self._roster.round:
                 self._next_probe = max(self._next_probe, now)  # slept for want of members, which is no stall
-            self._roster.enter(peer)
+            self._roster.enter(peer, now)
+            self._next_probe = min(self._next_probe, now + self.config.period_s)
             effects.append(PeerJoined(peer))
         elif self._suspicions.pop(peer, None) is not None:
             effects.append(PeerRefuted(peer))

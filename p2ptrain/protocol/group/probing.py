@@ -79,7 +79,7 @@ class Probing:
     def most_pings(self, num_members: int) -> int:
         """Of one probe, in a group of so many."""
         config, lost = self._config, (self._num_lost + 0.5) / (self._num_pings + 5)
-        missed = min(0.5, config.accused_per_s * config.period_s / max(1, num_members))
+        missed = min(0.5, 2 * config.accused_per_s * config.period_s / max(1, num_members))
         wanted = math.ceil(math.log(missed) / math.log(min(lost, 0.9)))
         return min(config.pings_max, max(config.pings_min, wanted))
 

@@ -17,6 +17,8 @@ from p2ptrain.wire.schema import to_plain
 
 PROGRESS = frozenset({"step", "samples", "loss", "samples_per_s", "bytes_sent", "waiting_for", "work_flops"})
 """Fields that change all the time, and that nobody needs at once."""
+IDLE = frozenset({"bytes_sent"})
+"""Those that change though nothing happens."""
 MOST_SEEN = 16
 MOST_BYTES = 2048
 """Of fields that are sent apart: of more the whole record is not much more."""

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from random import Random
 from types import MappingProxyType
 
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.group.hearsay import Hearsay, HearsayConfig
-from p2ptrain.protocol.group.record_changes import RecordChanges
+from p2ptrain.protocol.group.record_changes import RecordChanges as Changes
 from p2ptrain.protocol.group.record_news import RecordNews, mark, pack_news
-from p2ptrain.wire.messages import Record, RecordChange, RecordVersion
+from p2ptrain.protocol.group.record_size import batches
+from p2ptrain.wire.messages import Record, RecordChange, RecordChanges, Records, RecordVersion
+
+MAX_RECORDS = 64
+"""Of one message."""
+_MAX_CHANGES = 256
 
 
 class RecordTable:
@@ -43,7 +49,7 @@ class RecordTable:
         self._num_bytes = size
         self._forgotten: dict[PeerId, int] = {}
         """Version that a forgotten peer's record had: whoever still holds it shall not bring it back."""
-        self._changes = RecordChanges()
+        self._changes = Changes()
         self._news = RecordNews()
         self._ring: list[PeerId] | None = None
         self._marks: dict[int, PeerId] = {}
@@ -57,9 +63,6 @@ class RecordTable:
 
     def all(self) -> Mapping[PeerId, Record]:
         return MappingProxyType(self._records)
-
-    def size_of(self, record: Record) -> int:
-        return self._sizes[record.peer]
 
     # --- who may come, and who goes -------------------------------------------------------------------------------
 
@@ -127,9 +130,27 @@ class RecordTable:
         self._news.add(new.peer, now)
         return self._changes.learnt(old, new)
 
-    def since(self, version: int, record: Record) -> RecordChange | None:
-        """What who has ``record`` as of ``version`` needs; None: the whole."""
-        return self._changes.since(version, record)
+    def packed(
+        self, since: Mapping[PeerId, int], own: Callable[[], Record], rng: Random
+    ) -> list[Records | RecordChanges]:
+        """What who has those versions lacks. ``own``: the own record, as it is sent."""
+        records = [record for record in map(self.get, since) if record is not None]
+        rng.shuffle(records)  # so that with a lossy link it is not always the same that are late
+        wholes: list[Record] = []
+        changes: list[RecordChange] = []
+        for record in records:
+            record = record if record.peer != self.own_id else own()
+            change = self._changes.since(since[record.peer], record)
+            if change is None:
+                wholes.append(record)
+            else:
+                changes.append(change)
+        parts: list[Records | RecordChanges] = []
+        for few in batches(changes, lambda change: 128 + len(change.fields), _MAX_CHANGES):
+            parts.append(RecordChanges(tuple(few)))
+        for several in batches(wholes, lambda record: self._sizes[record.peer], MAX_RECORDS):
+            parts.append(Records(tuple(several)))
+        return parts
 
     def version(self, peer: PeerId) -> int:
         """0: it is not known."""

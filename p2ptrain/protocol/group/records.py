@@ -4,10 +4,10 @@ Invariant: a record in the book is the newest that was seen of its owner, who si
 named by, and it fits into a message. The own record is what its owner last said: nobody overwrites it, and its version
 is above all that were seen of it. So who passes a record on can change nothing of it, and is never blamed for one.
 
-Theory. Every ``interval_s``, and soon after news, a peer sends a random live one a digest (peer, version). That one
-answers with what is newer at its side, and with a second digest of what is newer at the other's, which brings that
-(push-pull anti-entropy, Demers et al., PODC 1987). Each message only ever repeats what is true, so loss, repetition and
-disorder cost time, nothing else.
+Theory. Every ``interval_s`` a peer sends a random live one a digest (peer, version). That one answers with what is
+newer at its side, and with a second digest of what is newer at the other's, which brings that (push-pull anti-entropy,
+Demers et al., PODC 1987). Each message only ever repeats what is true, so loss, repetition and disorder cost time,
+nothing else.
 
     digest, want_reply -> what the sender lacks + digest, no reply, of what we lack at the sender, and of our news
     digest, no reply   -> what is newer here than the versions named + digest, no reply, of what is newer there
@@ -18,7 +18,10 @@ What it costs a peer does not grow with the group. A digest names all peers of a
 the ring of peer ids, so that the receiver knows which absences mean something, and what became known here lately in
 eight bytes each (``record_news``). The arc is short, but for as long as peers are missing on it. Of a record travels
 what changed (``record_changes``). What changes all the time, a peer's progress, is said the less often the larger
-the group is: ``progress_rate`` times a second by all together. All else is said at once, to ``push`` peers directly.
+the group is: ``progress_rate`` times a second by all together. All else is said at once, to ``push`` peers directly:
+to all of a small group. Where those are not all, and where it came by way of others, whoever hears of it compares notes
+soon after, so that it spreads. Of a small group, who has no link to some that are here does so all the time, as it can
+hear from them by way of others only.
 
 A restarted peer may have forgotten its version. Versions start from a base that its caller reads off the wall clock
 (milliseconds); whoever hears that others hold a higher version of its own record asks for it, and goes above it if it
@@ -42,13 +45,12 @@ from p2ptrain.protocol.group import record_changes
 from p2ptrain.protocol.group.hearsay import HearsayConfig
 from p2ptrain.protocol.group.record import has_lost_its_part
 from p2ptrain.protocol.group.record_news import full_version, mark, pack_news, unpack_news
-from p2ptrain.protocol.group.record_size import MAX_MESSAGE_BYTES, batches, record_bytes
-from p2ptrain.protocol.group.record_table import RecordTable
+from p2ptrain.protocol.group.record_size import MAX_MESSAGE_BYTES, record_bytes
+from p2ptrain.protocol.group.record_table import MAX_RECORDS, RecordTable
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.signing import Statements
 from p2ptrain.wire.messages import (
     Record,
-    RecordChange,
     RecordChanges,
     RecordDigest,
     Records,
@@ -58,8 +60,6 @@ from p2ptrain.wire.messages import (
 
 MAX_VERSION = 2**62
 _MAX_DIGEST = 1024
-_MAX_RECORDS = 64
-_MAX_CHANGES = 256
 _WHOLE = 32
 """A group of up to so many is named in full by each digest."""
 _LEAST_ARC = 8
@@ -70,6 +70,8 @@ class RecordConfig:
     interval_s: float = 1.0
     soon_s: float = 0.25
     """Rounds after news that is more than progress are at least this far apart."""
+    idle_s: float = 30.0
+    """Where only that changes which does so by itself, it is said so often."""
     progress_s: float = 0.5
     progress_rate: float = 8.0
     """A peer says its progress every ``max(progress_s, peers / progress_rate)``."""
@@ -121,8 +123,9 @@ class RecordBook:
         self._refused = refused
         self._signed_own = own
         """The own record as it was last sent."""
-        self._is_ahead = self._push_due = False
-        """Whether the own record has progress that is not said yet; or news that nobody was told of."""
+        self._is_ahead = self._push_due = self._is_idle = False
+        """Whether the own record has progress that is not said yet; news that nobody was told of; nothing but what
+        changes by itself."""
         self._said_at, self._pace = now, rng.uniform(0.5, 1.0)
         self._arc, self._num_level = _MAX_DIGEST, 0
         """How many peers a digest names, of a group that it can't name in full; and how many of those that were named
@@ -170,6 +173,7 @@ class RecordBook:
             return []
         old, new = self.own, dataclasses.replace(self.own, **changes)
         self._put_own(new)
+        self._is_idle = changes.keys() <= record_changes.IDLE and (self._is_idle or not self._is_ahead)
         self._is_ahead = True
         if not record_changes.PROGRESS.issuperset(changes):
             self._say(self._said.version + 1, now)
@@ -183,7 +187,7 @@ class RecordBook:
             return self._compare(sender, message, now)
         if isinstance(message, RecordChanges):
             return self._change(sender, message, now)
-        if len(message.records) > _MAX_RECORDS:
+        if len(message.records) > MAX_RECORDS:
             raise RemoteError("records", f"{len(message.records)} in a message")
         effects: list[Effect] = []
         for record in message.records:
@@ -220,7 +224,8 @@ class RecordBook:
             effects += [Send(peer, Records((self.signed(),))) for peer in told]
         if now >= self._next_round:
             self._last_round = now
-            self._next_round = now + self.config.interval_s * self._rng.uniform(0.9, 1.1)
+            interval_s = self.config.soon_s if self._is_small() and len(near) < len(here) else self.config.interval_s
+            self._next_round = now + interval_s * self._rng.uniform(0.9, 1.1)
             effects += [Send(peer, self._digest(now)) for peer in self._rng.sample(near, min(1, len(near)))]
         return effects
 
@@ -242,12 +247,14 @@ class RecordBook:
         table, news = self._table, unpack_news(digest.news)
         theirs = {entry.peer: entry.version for entry in digest.versions}
         covered: Collection[PeerId] = theirs
+        is_member = table.get(sender) is not None  # who looks on has no record
         if digest.want_reply:
             ends = [digest.versions[place].peer for place in (0, -1)] if theirs else []
             covered = table.arc(*ends) if ends and not digest.whole else table.ring()
-            self._measure_arc(covered, theirs)
-            if self.own_id not in theirs and digest.whole and len(table) <= _WHOLE and self._is_ahead:
-                self._say(self._said.version + 1, now)  # it is about to be sent anyway
+            if is_member:
+                self._measure_arc(covered, theirs)
+            if theirs.keys() <= {self.own_id} and len(table) <= _WHOLE and self._is_ahead:
+                self._say(self._said.version + 1, now)  # who looks on asks for nothing else
         newer = {peer: theirs.get(peer, 0) for peer in covered if table.version(peer) > theirs.get(peer, 0)}
         wanted: list[tuple[int, int]] = []
         for their_mark, short in news:
@@ -263,9 +270,10 @@ class RecordBook:
             older = [
                 p for p, v in theirs.items() if v > table.version(p) and (table.get(p) or table.would_take(sender, p))
             ]
-            if not digest.whole:
+            if is_member and not digest.whole:
                 told += table.news(now, but={their_mark for their_mark, _ in news}.union(map(mark, theirs)))
-        effects: list[Effect] = [Send(sender, message) for message in self._pack(newer)]
+        packed = table.packed(newer, self.signed, self._rng)
+        effects: list[Effect] = [Send(sender, message) for message in packed[: self.config.max_messages]]
         if older or told:
             effects.append(Send(sender, RecordDigest(table.versions(older), False, news=told)))
         return effects
@@ -278,26 +286,6 @@ class RecordBook:
             self._arc = min(_MAX_DIGEST, 2 * self._arc)
         elif self._num_level >= len(self._table):
             self._arc, self._num_level = max(_LEAST_ARC, self._arc // 2), 0
-
-    def _pack(self, newer: Mapping[PeerId, int]) -> list[Records | RecordChanges]:
-        """What is newer here than those versions."""
-        records = [record for record in map(self._table.get, newer) if record is not None]
-        self._rng.shuffle(records)  # so that with a lossy link it is not always the same that are late
-        wholes: list[Record] = []
-        changes: list[RecordChange] = []
-        for record in records:
-            record = record if record.peer != self.own_id else self.signed()
-            change = self._table.since(newer[record.peer], record)
-            if change is None:
-                wholes.append(record)
-            else:
-                changes.append(change)
-        parts: list[Records | RecordChanges] = []
-        for few in batches(changes, lambda change: 128 + len(change.fields), _MAX_CHANGES):
-            parts.append(RecordChanges(tuple(few)))
-        for several in batches(wholes, self._table.size_of, _MAX_RECORDS):
-            parts.append(Records(tuple(several)))
-        return parts[: self.config.max_messages]
 
     def _change(self, sender: PeerId, message: RecordChanges, now: float) -> list[Effect]:
         """What does not fit what is known here is asked for as a whole."""
@@ -349,7 +337,8 @@ class RecordBook:
             if known is None and not self._table.may_come(sender, peer, size, now):
                 return
             self._table.put(record, size)
-            self._note(known, record, now)
+            is_linked = known is not None and known.addresses == record.addresses  # as far as one can tell
+            self._note(known, record, now, is_told=sender == peer and is_linked)
             effects.append(RecordChanged(peer, known, record))
 
     def made(self, ref: SnapshotRef) -> SnapshotRef:
@@ -374,22 +363,27 @@ class RecordBook:
         """From now on others may know the own record as it is."""
         old, self._said, self._is_ahead = self._said, dataclasses.replace(self._own, version=version), False
         self._put_own(self._said)
-        if self._note(old, self._said, now):
+        if self._note(old, self._said, now, is_told=True):
             self._push_due = True
         else:
             self._said_at, self._pace = now, self._rng.uniform(0.8, 1.2)  # not all at once
 
-    def _note(self, old: Record | None, new: Record, now: float) -> bool:
-        """A record is news here; whether it is more than progress, and goes out soon."""
+    def _note(self, old: Record | None, new: Record, now: float, *, is_told: bool) -> bool:
+        """A record is news here; whether it is more than progress. ``is_told``: its owner tells all whom it can."""
         if not self._table.note(old, new, now):
             return False
-        self._next_round = min(self._next_round, max(now, self._last_round + self.config.soon_s))
+        if not (is_told and self._is_small()):
+            self._next_round = min(self._next_round, max(now, self._last_round + self.config.soon_s))
         return True
+
+    def _is_small(self) -> bool:
+        return len(self._table.alive) <= self.config.push
 
     def _say_at(self) -> float:
         """When what is new of this peer is said."""
         config = self.config
-        pace_s = max(config.progress_s, len(self._table) / config.progress_rate)
+        least_s = config.idle_s if self._is_idle else config.progress_s
+        pace_s = max(least_s, len(self._table) / config.progress_rate)
         return self._said_at + (config.soon_s if self._push_due else self._pace * pace_s)
 
 

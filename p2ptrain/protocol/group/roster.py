@@ -1,6 +1,10 @@
 """Whom this peer knows: what it would say of each, who is in and who is gone, and whose turn it is to be probed.
 
-Invariant: ``own`` is not in ``members``; of these, everyone is either in, once in the round, or gone.
+Invariant: ``own`` is not in ``members``; of these, everyone is either in, with one turn, or gone.
+
+Who was silent for longest is next. What a member says shows that it lives, as its answer would, so its turn is a round
+later: of two members the one that asks first spares the other the question. Who is dead asks nobody, so it is asked as
+soon as if nobody ever were spared.
 
 In a group of up to ``all_near`` everyone is *near*: probed, told and asked, whether there is a link or not, as others
 may have one. In a larger one those are near that there is a link to; of the others, those that are near them tell.
@@ -15,6 +19,8 @@ from functools import lru_cache
 from itertools import islice
 
 from p2ptrain.ids import PeerId
+from p2ptrain.protocol.group.swim import MembershipConfig
+from p2ptrain.protocol.machine import NEVER
 from p2ptrain.wire.messages import MemberState, Rumour
 
 _LAST_GONE = 8
@@ -38,12 +44,13 @@ class Roster:
         own: Rumour,
         members: Collection[PeerId],
         rng: random.Random,
-        all_near: int,
+        config: MembershipConfig,
+        now: float,
         linked: Collection[PeerId] | None = None,
     ) -> None:
         """``linked``: all ``members``, if not given."""
         self.own = own
-        self._all_near = all_near
+        self._config = config
         self._linked = set(members if linked is None else linked)
         self._near: list[PeerId] | None = None
         self.members = {peer: _newborn(peer) for peer in members if peer != own.peer}
@@ -52,8 +59,9 @@ class Roster:
         """Dead and left ones, and since when."""
         self._rng = rng
         self.round = list(self.members)
-        """Who is in, suspects included, to be probed; before ``_position`` those that had their turn."""
-        self._position = 0
+        """Who is in, suspects included."""
+        self._turns = {peer: self._first_turn(now) for peer in self.round}
+        """When each of them was heard or asked last, or came, and after which part of a round from then it is next."""
         self.neighbours_of: NeighboursOf = _nobody
         self._alive: frozenset[PeerId] | None = None
 
@@ -76,11 +84,13 @@ class Roster:
         last = list(islice(reversed(self.gone), _LAST_GONE))
         return [self._rng.choice(last)] if last else []
 
-    def link(self, peer: PeerId) -> None:
-        """There is a link to it."""
-        if peer not in self._linked:
-            self._linked.add(peer)
-            self._near = None
+    def link(self, peer: PeerId) -> bool:
+        """There is a link to it; whether that is new."""
+        if peer in self._linked:
+            return False
+        self._linked.add(peer)
+        self._near = None
+        return True
 
     def unlink(self, peer: PeerId) -> None:
         """There is none any more."""
@@ -88,11 +98,11 @@ class Roster:
         self._near = None
 
     def is_near(self, peer: PeerId) -> bool:
-        return len(self.round) <= self._all_near or peer in self._linked
+        return len(self.round) <= self._config.all_near or peer in self._linked
 
     def near(self) -> list[PeerId]:
         """Of those that are in."""
-        if len(self.round) <= self._all_near:
+        if len(self.round) <= self._config.all_near:
             return self.round
         if self._near is None:
             self._near = [peer for peer in self.round if peer in self._linked]
@@ -105,7 +115,7 @@ class Roster:
 
     def sample_helpers(self, count: int, target: PeerId) -> list[PeerId]:
         """Up to ``count`` of them who may reach ``target``: all in a small group, of a large one its neighbours."""
-        if len(self.round) > self._all_near:
+        if len(self.round) > self._config.all_near:
             beside = self.neighbours_of(target)
             common = [peer for peer in self.near() if peer in beside and peer != target]
             if common:
@@ -116,38 +126,38 @@ class Roster:
         """Whether we are one of so many who see for themselves whether an accused peer answers."""
         return self.is_near(peer) and self._rng.random() * len(self.near()) < verifiers
 
-    def next_in_turn(self) -> PeerId:
-        """Next of a round that is shuffled as it is walked (Fisher-Yates). Somebody must be in."""
-        if self._position >= len(self.round):
-            self._position = 0
-        pick = self._rng.randrange(self._position, len(self.round))
-        peer = self.round[pick]
-        self.round[pick], self.round[self._position] = self.round[self._position], peer
-        self._position += 1
-        return peer
+    def had_turn(self, peer: PeerId, now: float) -> None:
+        """Who is in was heard, or asked. The next turn is not at the same moment at both ends."""
+        self._turns[peer] = now, self._rng.uniform(0.9, 1.1)
 
-    def next_near(self, but: Collection[PeerId]) -> PeerId | None:
-        """Next of those that there is a link to."""
-        for _ in range(len(self.round)):
-            peer = self.next_in_turn()
-            if self.is_near(peer) and peer not in but:
-                return peer
-        return None
+    def next_turn(self, but: Collection[PeerId]) -> tuple[PeerId | None, float]:
+        """Who of those that are near is next, and when. (A round is as long as there are such peers.)"""
+        near, turns, next_peer, next_at = self.near(), self._turns, None, NEVER
+        round_s = self._config.period_s * len(near)
+        for peer in near:
+            last, part = turns[peer]
+            if (at := last + part * round_s) < next_at and peer not in but:
+                next_peer, next_at = peer, at
+        return next_peer, next_at
 
-    def enter(self, peer: PeerId) -> None:
+    def _first_turn(self, now: float) -> tuple[float, float]:
+        """Some time in the round that begins now: of both ends' turns the earlier one is at any time as likely."""
+        return now, 1.0 - self._rng.random() ** 2
+
+    def enter(self, peer: PeerId, now: float) -> None:
         """It is in: new, or back."""
         self.gone.pop(peer, None)
         self.round.append(peer)
         self._alive = self._near = None
+        self._turns[peer] = self._first_turn(now)
 
     def exit(self, peer: PeerId, now: float) -> None:
         """Who was in is gone."""
         self.gone[peer] = now
         self._alive = self._near = None
         self._linked.discard(peer)
-        index = self.round.index(peer)
-        self._position -= index < self._position
-        del self.round[index]
+        self.round.remove(peer)
+        del self._turns[peer]
 
     def forget(self, peer: PeerId) -> None:
         """Who is gone was never known."""

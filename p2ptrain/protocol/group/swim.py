@@ -20,8 +20,8 @@ class MembershipConfig:
     ``pings_min * ack``) + (confirmed by probes of others, as long, inside the suspicion) + ``suspicion_min_s``.
     """
 
-    period_s: float = 0.2
-    """One probe each. Each member is probed every ``period_s`` on average, by all others together."""
+    period_s: float = 0.15
+    """Each member is probed, or probes, every ``period_s`` on average, by all others together, and them."""
     ack_floor_s: float = 0.1
     ack_ceiling_s: float = 0.4
     """ack = clamp(mean + 4 * deviation of round trips, floor, ceiling) * (1 + health): Jacobson 1988."""
@@ -35,8 +35,8 @@ class MembershipConfig:
     pings_max: int = 12
     accused_per_s: float = 2.5
     """A probe sends so many pings, ``ack`` apart, that in the whole group no more than this many fail a second by loss
-    alone, as far as those numbers allow: of n / period_s probes each fails with lost^pings. (Helpers apart: with loss p
-    one of their paths of four messages works with (1-p)^4.)"""
+    alone, as far as those numbers allow: of n / 2 period_s probes each fails with lost^pings. (Helpers apart: with loss
+    p one of their paths of four messages works with (1-p)^4.)"""
     suspicion_min_s: float = 1.4
     """Longest stall to forgive + time for a refutation through some loss; times max(1, log10 n)."""
     suspicion_stretch: float = 1.3

@@ -1,6 +1,7 @@
 """Someone who only looks: joins for a status or a harvest, and is never a member.
 
-Invariant: an observer publishes no record, so nobody plans with it, pings it or leaves anything with it.
+Invariant: an observer publishes no record, so nobody plans with it, pings it or leaves anything with it. What it asks
+of one peer does not grow with the group: each is asked for what is new of itself, and a few, in turn, for the others.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, JobId, PeerId, peer_id
 from p2ptrain.modes.jobs import job_told
 from p2ptrain.modes.registry import read_plan
+from p2ptrain.protocol.group import record_changes
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.session.abuse import JOB_UNREAD
 from p2ptrain.protocol.session.door import OPEN_DOOR, Door
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.protocol.session.sessions import MAX_PEERS
 from p2ptrain.protocol.signing import Signing, Statements
-from p2ptrain.runtime.peer.core import Core
+from p2ptrain.runtime.peer.core import MOST_ASKED, Core
 from p2ptrain.version import SOFTWARE
 from p2ptrain.wire import messages as m
 
 ASK_S = 1.0
+FEW = 3
+"""So many of those that are met first are asked for what they know of everybody; and so many for the same plan."""
+MAX_VERSIONS = 1024
 MAX_RECORDS = 4096
 """Of peers that only others tell of. For one that is linked there is room in any case."""
 MAX_PLANS, MAX_JOBS = 64, 16
@@ -79,6 +84,10 @@ class Observer(Core):
         self._num_last = 0
         """Fetches from such as have handed out nothing before."""
         self._next_ask = 0.0
+        self._asked_at: dict[PeerId, float] = {}
+        """When each that is linked was asked last."""
+        self._asks: Counter[str] = Counter()
+        """For each plan, since all were asked last; and for "all", ever."""
         self._leaving = False
         self._handlers |= {
             PeerAdmitted: self._admitted,
@@ -88,6 +97,7 @@ class Observer(Core):
         }
         self._on_message |= {
             m.Records: self._records_came,
+            m.RecordChanges: self._changes_came,
             m.RecordDigest: lambda sender, message, now: [],
             m.StatusReply: self._status_came,
             m.StopReply: self._stop_answered,
@@ -150,18 +160,39 @@ class Observer(Core):
         return bool(self.answered) and alive <= self.records.keys()
 
     def ask(self, now: float) -> Effects:
-        """Ask everyone for news."""
+        """Ask for news: everyone in a small room."""
+        linked = self.sessions.peers()
+        self._asked_at = {peer: self._asked_at.get(peer, -NEVER) for peer in linked}
         effects: Effects = []
-        wanted, is_here = self._wanted(), self.job is not None
-        for peer in self.sessions.peers():
-            effects += [Send(peer, m.RecordDigest(versions=(), want_reply=True)), Send(peer, m.StatusRequest())]
-            told = self.records.get(peer)
-            if not is_here and (not wanted or told is None or told.job == wanted):
-                effects.append(Send(peer, m.JobRequest()))
+        for peer in sorted(linked, key=self._asked_at.__getitem__)[:MOST_ASKED]:
+            effects += self._ask(peer, now)
+        if linked:
+            effects.append(self._ask_of_all(linked[int(now) % len(linked)]))
+        self._asks = Counter({"all": self._asks["all"]})
         for record in self.alive():
-            if record.plan and record.plan not in self.plans and self.sessions.key_of(record.peer):
-                effects.append(Send(record.peer, m.PlanRequest(record.plan)))
+            effects += self._ask_for_plan(record)
         return self.run(effects, now)
+
+    def _ask(self, peer: PeerId, now: float) -> Effects:
+        """For what is new of itself, and for the job while it is not here."""
+        self._asked_at[peer] = now
+        told, wanted = self.records.get(peer), self._wanted()
+        own = m.RecordDigest((m.RecordVersion(peer, told.version if told else 0),), want_reply=True, whole=False)
+        effects: Effects = [Send(peer, own), Send(peer, m.StatusRequest())]
+        if self.job is None and (not wanted or told is None or told.job == wanted):
+            effects.append(Send(peer, m.JobRequest()))
+        return effects
+
+    def _ask_of_all(self, peer: PeerId) -> Send:
+        known = list(self.records.items())[:MAX_VERSIONS]
+        versions = tuple(m.RecordVersion(each, record.version) for each, record in known)
+        return Send(peer, m.RecordDigest(versions, want_reply=True))
+
+    def _ask_for_plan(self, record: m.Record) -> Effects:
+        if not record.plan or record.plan in self.plans or self.sessions.key_of(record.peer) is None:
+            return []
+        self._asks[record.plan] += 1
+        return [Send(record.peer, m.PlanRequest(record.plan))] if self._asks[record.plan] <= FEW else []
 
     def tick(self, now: float) -> Effects:
         effects = super().tick(now)
@@ -211,8 +242,11 @@ class Observer(Core):
     def _admitted(self, effect: PeerAdmitted, now: float) -> Effects:
         if self._leaving:
             return [Send(effect.peer, m.Goodbye())]
-        self._next_ask = now
-        return [Note("admitted", (("peer", effect.peer), ("address", effect.address)))]
+        effects: Effects = [Note("admitted", (("peer", effect.peer), ("address", effect.address)))]
+        self._asks["all"] += 1
+        if self._asks["all"] <= FEW:
+            effects.append(self._ask_of_all(effect.peer))
+        return effects + self._ask(effect.peer, now)
 
     def process_gone(self, peer: PeerId, now: float) -> Effects:
         """It answers no more: what the others say of it counts."""
@@ -233,11 +267,25 @@ class Observer(Core):
                     continue
                 self.records[record.peer] = record
                 self.changed_at = now if known is None else self.changed_at
-                if record.plan and record.plan not in self.plans and key:
-                    effects.append(Send(record.peer, m.PlanRequest(record.plan)))
+                effects += self._ask_for_plan(record)
                 if key is None:
                     for address in record.addresses:
                         effects += self.sessions.propose(address, now)
+        return effects
+
+    def _changes_came(self, sender: PeerId, message: m.RecordChanges, now: float) -> Effects:
+        """Of records that are here; what comes of it is asked for as a whole where its owner did not sign that."""
+        effects: Effects = []
+        for change in message.changes:
+            known = self.records.get(change.peer)
+            if known is None or not change.since <= known.version < change.version:
+                continue
+            record = record_changes.changed(known, change)
+            if self._statements.is_owners(record):
+                effects += self._records_came(sender, m.Records((record,)), now)
+            else:
+                nothing = m.RecordVersion(change.peer, 0)
+                effects.append(Send(sender, m.RecordDigest((nothing,), want_reply=True, whole=False)))
         return effects
 
     def _status_came(self, sender: PeerId, message: m.StatusReply, now: float) -> Effects:

@@ -39,6 +39,8 @@ from p2ptrain.wire.schema import RawBytes
 
 ASKED_OFTEN = 5
 """Questions for the same thing come a second apart."""
+MOST_ASKED = 32
+"""Of a large room so many are asked how they are at once: each tells of all others."""
 
 
 class Core:
@@ -83,6 +85,8 @@ class Core:
         """The last one of each peer that was asked how it is."""
         self._asked: set[PeerId] = set()
         """Who has yet to answer."""
+        self._turn = 0
+        """Of those that are linked, whose it is to be asked."""
         self._num_asked: Counter[PeerId] = Counter()
         self.reach: Reach | None = None
         """Who only looks dials nobody beside those that it hears of."""
@@ -150,11 +154,14 @@ class Core:
         return out
 
     def ask_status(self, now: float) -> Effects:
-        """Of everyone who is linked; the answers will be in ``answers``."""
+        """Of everyone who is linked, those of a large room in turn; the answers will be in ``answers``."""
         peers = self.sessions.peers()
         self.answers = {peer: answer for peer, answer in self.answers.items() if peer in peers}
-        self._asked = set(peers)
-        return self.run([Send(peer, StatusRequest()) for peer in peers], now)
+        start = self._turn % max(1, len(peers))
+        asked = [*peers[start:], *peers[:start]][:MOST_ASKED]
+        self._turn = start + len(asked)
+        self._asked = self._asked.intersection(peers).union(asked)
+        return self.run([Send(peer, StatusRequest()) for peer in asked], now)
 
     def _status_came(self, sender: PeerId, message: StatusReply, now: float) -> Effects:
         if sender not in self._asked:

@@ -317,7 +317,7 @@ def test_what_cases_are_of_each_other_is_of_the_same_repetition() -> None:
 def test_a_case_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["split", "--only", "nonsense"], "its cases are all alone, one mid cut"),
-        (["scale", "--resume"], "can't be chosen"),
+        (["gossip", "--resume"], "can't be chosen"),
     ):
         with pytest.raises(SystemExit):
             main(arguments)

@@ -174,6 +174,11 @@ SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
         Found(records=(record(A, phase="done", accuracy=0.5, model_samples=20), record(B, **DONE, model_samples=40))),
         Found(records=(record(A, accuracy=0.5, model_samples=20), record(B, **DONE))),
     ),
+    (
+        "and 2 more: 2 training; rounds 4 to 4 (`p2ptrain status --json` tells of all)",
+        Found(records=tuple(record(PeerId(f"p{number:015d}")) for number in range(status_table.MOST_ROWS + 2))),
+        Found(records=tuple(record(PeerId(f"p{number:015d}")) for number in range(status_table.MOST_ROWS))),
+    ),
 ]  # fmt: skip
 """What ``status`` can say, what shows it, and a group of which it would be wrong."""
 SHOWN_AND_NOT += [
@@ -321,6 +326,22 @@ def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing()
     assert "Its best state is that after round 4, 90.0 % of 40 validation samples right (`harvest --best`)" in text
     assert report.to_plain(early)["best_look"]["round"] == 4 and report.to_plain(asked)["best_look"] is None
     assert report.to_plain(asked)["stopped_after"] == 4 and report.to_plain(harvested())["stopped_after"] is None
+
+
+def test_of_a_room_of_hundreds_those_that_need_a_look_are_shown_and_the_others_counted() -> None:
+    everyone = [PeerId(f"p{number:015d}") for number in range(200)]
+    odd = {everyone[150]: {"phase": "failed"}, everyone[170]: {"waiting_for": "a partner"}}
+    found = Found(
+        records=tuple(record(peer, name=f"device {peer[-3:]}", **odd.get(peer, {})) for peer in everyone),
+        states={everyone[160]: "dead"},
+    )
+    text = status_table.render(found)
+    assert sum(line.startswith("device ") for line in text.splitlines()) == status_table.MOST_ROWS
+    assert all(f"device {number}" in text for number in (150, 160, 170))
+    assert "and 168 more: 168 training" in text
+    assert len(status_table.to_plain(found)["peers"]) == 200
+    shown, others = status_table.rows_of(Found())
+    assert shown == [record(A)] and others == ""
 
 
 def test_a_screen_that_is_no_terminal_writes_what_changed_only() -> None:

@@ -30,7 +30,16 @@ from p2ptrain.simulation.names import key
 from p2ptrain.simulation.signing import signing_as
 from p2ptrain.wire import codec
 from p2ptrain.wire.codec import header_bytes
-from p2ptrain.wire.messages import NO_PART, Blame, Record, RecordDigest, Records, RecordVersion, SnapshotRef
+from p2ptrain.wire.messages import (
+    NO_PART,
+    Blame,
+    Record,
+    RecordChanges,
+    RecordDigest,
+    Records,
+    RecordVersion,
+    SnapshotRef,
+)
 
 
 def book(number: int, *, base: int = 0) -> RecordBook:
@@ -128,6 +137,22 @@ def test_absurd_messages_are_refused(message: Records | RecordDigest) -> None:
     with pytest.raises(RemoteError):
         ann.received(peer_id(key(2)), message, 0.0)
     assert len(ann.all()) == 1
+
+
+def test_who_looks_on_gets_of_each_what_is_new_of_itself() -> None:
+    ann, watcher = book(1), peer_id(key(99))
+    for number in range(2, 50):
+        ann.received(peer_id(key(number)), Records((record(number),)), 0.0)
+    own = RecordDigest((RecordVersion(ann.own_id, 0),), True, whole=False)
+    assert ann.received(watcher, own, 0.0) == [Send(watcher, Records((ann.own,)))]
+    known = ann.own.version
+    ann.update(1.0, phase="training")
+    own = RecordDigest((RecordVersion(ann.own_id, known),), True, whole=False)
+    (told,) = ann.received(watcher, own, 1.0)
+    assert isinstance(told, Send) and isinstance(told.message, RecordChanges)
+    assert (
+        ann.received(watcher, RecordDigest((RecordVersion(ann.own_id, ann.own.version),), True, whole=False), 1.0) == []
+    )
 
 
 def test_the_forgotten_stay_forgotten_until_they_speak() -> None:

@@ -16,10 +16,26 @@ from p2ptrain.ids import PeerId
 from p2ptrain.net.keys import new_identity
 from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.group.record import blank_record
+from p2ptrain.protocol.machine import Send
+from p2ptrain.protocol.session.effects import PeerAdmitted
 from p2ptrain.protocol.signing import Statements
 from p2ptrain.runtime.harvest import _nothing_yet
-from p2ptrain.runtime.node.observer import MAX_JOBS, MAX_PLANS, MAX_RECORDS, Observer
-from p2ptrain.wire.messages import JobReply, JobRequest, MemberState, Record, Records
+from p2ptrain.runtime.node.observer import FEW, MAX_JOBS, MAX_PLANS, MAX_RECORDS, Observer
+from p2ptrain.runtime.peer.core import MOST_ASKED
+from p2ptrain.wire.messages import (
+    JobReply,
+    JobRequest,
+    MemberState,
+    PlanRequest,
+    Record,
+    RecordChange,
+    RecordChanges,
+    RecordDigest,
+    Records,
+    RecordVersion,
+    StatusRequest,
+)
+from p2ptrain.wire.partial import pack_fields
 
 ANNA, BEN = (PeerId(name * 16) for name in ("a", "b"))
 JOB = Job(data=DataConfig(classes=("a", "b"), input_shape=(1, 8, 8), mean=(0.0,), std=(1.0,)))
@@ -166,3 +182,67 @@ def test_what_did_not_come_is_not_said_to_be_missing(observer: Observer) -> None
     with pytest.raises(RemoteError):
         observer._job_came(ANNA, JobReply(later), 1.0)
     assert "can't read the job of the group (colour: unknown key)" in _nothing_yet(observer, 8.0)
+
+
+# --- what is asked of whom --------------------------------------------------------------------------------------------
+
+MANY = [PeerId(f"p{number:015d}") for number in range(200)]
+
+
+def asked_by(observer: Observer, linked: list[PeerId]) -> list[Send]:
+    """Filled with all that the observer says from now on."""
+    asked: list[Send] = []
+    observer.sessions.peers = lambda: linked  # type: ignore[method-assign]
+    observer.sessions.key_of = lambda peer: b"k" * 40 if peer in linked else None  # type: ignore[method-assign]
+    observer.run = lambda effects, now: asked.extend(e for e in effects if isinstance(e, Send)) or []  # type: ignore[method-assign,func-returns-value]
+    return asked
+
+
+def test_a_large_room_is_asked_in_turn_and_each_of_itself_only(observer: Observer) -> None:
+    asked = asked_by(observer, MANY)
+    rounds = -(-len(MANY) // MOST_ASKED)
+    for second in range(rounds):
+        asked.clear()
+        observer.ask(float(second))
+        assert len(asked) <= 2 * MOST_ASKED + 1
+        digests = [each.message for each in asked if isinstance(each.message, RecordDigest)]
+        assert sum(each.whole for each in digests) == 1
+        assert all(len(each.versions) == 1 for each in digests if not each.whole)
+    assert observer._asked_at.keys() == set(MANY) and min(observer._asked_at.values()) >= 0.0
+
+
+def test_a_peer_that_is_met_makes_nobody_else_be_asked_again(observer: Observer) -> None:
+    asked = asked_by(observer, MANY)
+    for peer in MANY:
+        asked += observer._admitted(PeerAdmitted(peer, b"k" * 40, "tcp://10.0.0.1:1", ""), 0.0)  # type: ignore[arg-type]
+    sends = [each for each in asked if isinstance(each, Send)]
+    assert sum(isinstance(each.message, StatusRequest) for each in sends) == len(MANY)
+    assert sum(isinstance(each.message, RecordDigest) for each in sends) == len(MANY) + FEW
+
+
+def test_a_plan_that_all_follow_is_asked_of_a_few(observer: Observer) -> None:
+    asked = asked_by(observer, MANY)
+    observer.plans = {}
+    observer.records = {peer: record(peer, job=JOB.id, plan=PLAN, epoch=1) for peer in MANY}
+    observer.states = dict.fromkeys(MANY, "alive")
+    for second in (0.0, 1.0):
+        asked.clear()
+        observer.ask(second)
+        assert sum(isinstance(each.message, PlanRequest) for each in asked) == FEW
+
+
+def test_only_what_changed_of_a_record_is_taken_and_the_whole_asked_for_where_that_does_not_fit(
+    observer: Observer,
+) -> None:
+    owner = new_identity()
+    statements = Statements(signing_of(owner), bytes(32))
+    first = statements.signed(blank_record(owner.peer, owner.public, 5))
+    newer = statements.signed(dataclasses.replace(first, version=6, step=7))
+    observer._records_came(ANNA, Records((first,)), 0.0)
+    change = RecordChange(owner.peer, 5, 6, pack_fields(newer, {"step"}), newer.signature)
+    wrong = dataclasses.replace(change, fields=pack_fields(newer, {"loss"}))
+    (asked,) = observer._changes_came(owner.peer, RecordChanges((wrong,)), 0.0)
+    assert asked.message == RecordDigest((RecordVersion(owner.peer, 0),), want_reply=True, whole=False)
+    assert observer.records[owner.peer] == first
+    assert observer._changes_came(owner.peer, RecordChanges((change,)), 0.0) == []
+    assert observer.records[owner.peer] == newer
