@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from p2ptrain.config import AudioConfig, DataConfig, DataKind, Job
 from p2ptrain.errors import JobError, UserError
+from p2ptrain.lasting import sync, sync_folder
 from p2ptrain.learning.models import check_reads, current_names, model_for
 from p2ptrain.learning.own.outputs import check_outputs
 from p2ptrain.learning.snapshots import put_state, save_whole
@@ -94,12 +95,13 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         os.close(handle)
         try:
             save_whole(tensors, name, metadata)
+            with open(name, "r+b") as file:
+                sync(file.fileno())
             with contextlib.suppress(OSError):  # a USB stick has no modes
                 os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; a model is an ordinary file
-            _sync(name)
             os.replace(name, path)
             with contextlib.suppress(OSError):  # nor can some network drives do this for folders
-                _sync(path.parent)
+                sync_folder(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
@@ -112,17 +114,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _sync(path: Path | str) -> None:
-    """Make a file, or a directory's list of files, last through a power cut."""
-    if os.name != "posix" and os.path.isdir(path):
-        return  # only POSIX lets a directory be opened
-    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], ModelCard]:

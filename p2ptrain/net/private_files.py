@@ -12,6 +12,7 @@ import secrets
 from pathlib import Path
 
 from p2ptrain.errors import UserError
+from p2ptrain.lasting import sync, sync_folder
 from p2ptrain.words import word
 
 MAX_BYTES = 1 << 20
@@ -59,28 +60,19 @@ def write_private(path: Path, text: str, *, replace: bool) -> None:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="\n") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         if replace:
             beside.replace(path)
         else:
             _link(beside, path)
-        _sync_folder(path.parent)
+        with contextlib.suppress(OSError):  # some disks can't
+            sync_folder(path.parent)
     except FileExistsError:
         raise
     except OSError as error:
         raise UserError(f"{path} can't be written ({error.strerror}): make room or choose another --state") from error
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that a power cut can't undo the new name; some systems and disks can't."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _link(source: Path, path: Path) -> None:

@@ -28,7 +28,7 @@ LAYERS = (
     "base",
 )
 """Top to bottom. A module may import from its own layer and from those below."""
-BASE = ("errors", "ids", "imports", "config", "data_config", "model_config", "loggers", "words", "version")
+BASE = ("errors", "ids", "imports", "lasting", "config", "data_config", "model_config", "loggers", "words", "version")
 SIBLINGS = {
     "core": ("net", "learning"),
     "net": ("learning", "planning"),

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from pathlib import Path
-from types import ModuleType
 
 from p2ptrain.errors import UserError
+from p2ptrain.lasting import sync, sync_folder
 from p2ptrain.net.limits import ADVICE
 from p2ptrain.wire.shared_bytes import write_all
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
@@ -41,26 +34,13 @@ class Disk:
         write_all(fd, data, offset)
 
     def fsync(self, fd: int) -> None:
-        """Until it lasts through a loss of power. On macOS that takes a call of its own: ``fsync`` leaves the bytes in
-        the drive's memory."""
-        if (full := getattr(fcntl, "F_FULLFSYNC", None)) is not None and fcntl is not None:
-            with contextlib.suppress(OSError):  # of a file system that has none, such as another device's
-                fcntl.fcntl(fd, full)
-                return
-        os.fsync(fd)
+        sync(fd)
 
     def replace(self, source: Path, target: Path) -> None:
         os.replace(source, target)
 
     def sync_directory(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            self.fsync(fd)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # else: a file system that can't do this for folders
-                raise
-        finally:
-            os.close(fd)
+        sync_folder(path)
 
     def write_file(self, path: Path, data: bytes | memoryview, *, sync: bool = True) -> None:
         """The whole file anew, whole or not at all: temporary file, sync, rename, sync of the directory.
