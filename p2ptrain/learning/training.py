@@ -21,7 +21,7 @@ from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.objective import OfAllClasses, training_loss, why_not_some
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.layout import arrange
-from p2ptrain.learning.own.lightning import configured_optimizer, step_loss
+from p2ptrain.learning.own.lightning import configured_optimizer, own_rates, step_loss
 from p2ptrain.learning.own.parts import own_factor, own_optimizer, own_step
 from p2ptrain.learning.profiling.precision import mixed
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
@@ -89,9 +89,8 @@ class LocalTrainer:
         """Outputs that compete. From a single one nothing can be learnt."""
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(self._parameters, config, self.model)
-        groups = self._optimizer.param_groups if config.own_optimizer == LIGHTNING_OPTIMIZER else []
-        self._rates = {number: float(group["lr"]) for number, group in enumerate(groups)}
-        """Of a model's own optimizer, those that it begins with."""
+        self._rates = own_rates(self._optimizer) if config.own_optimizer == LIGHTNING_OPTIMIZER else {}
+        """Of a model's own optimizer, by parameter group."""
         self._own_loss = "" if config.loss == LIGHTNING_LOSS else config.loss
         self._whole: OfAllClasses | None = None
         """Of an own loss, where not every class has an output of its own that competes."""

@@ -28,7 +28,8 @@ Kind = Literal["lan", "link-local", "overlay", "bridge", "loopback"]
 ANY = "*"
 """Every address of this device, and those that it will have."""
 _PREFERENCE: tuple[Kind, ...] = ("lan", "link-local", "overlay", "bridge", "loopback")
-_OVERLAYS = ("tailscale", "wg", "tun", "tap", "zt", "utun", "ppp", "nebula")
+_OVERLAYS = ("tailscale", "wg", "tun", "tap", "zt", "utun", "ppp", "nebula", "awdl", "llw", "anpi")
+"""The last three are macOS's, for AirDrop and within a device: they have link-local addresses alone."""
 _BRIDGES = ("docker", "veth", "virbr", "podman", "cni", "lxc", "lxd", "incus", "vmnet", "vboxnet", "flannel", "cali")
 _DOCKER_BRIDGE = re.compile(r"br-[0-9a-f]{12}")
 """A network that someone made with docker; a router's `br-lan` is the LAN itself."""

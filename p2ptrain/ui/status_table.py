@@ -105,9 +105,9 @@ def headline(snapshot: Snapshot) -> str:
         lines.append("the plan that it follows has not come here yet" if has_one else "no plan yet")
     else:
         lines.append(f"plan {plan.hash[:8]}, epoch {epoch_words(plan.epoch)}, parts: {len(plan.parts)}")
-        told = mode_of(job).words.plan_lines(plan, job)
-        lines += [f"  {with_names(snapshot, line)}" for line in told[:MOST_LINES]]
-        lines += [f"  and {len(told) - MOST_LINES} lines more"] if len(told) > MOST_LINES else []
+        planned = mode_of(job).words.plan_lines(plan, job)
+        lines += [f"  {with_names(snapshot, line)}" for line in planned[:MOST_LINES]]
+        lines += [f"  and {len(planned) - MOST_LINES} lines more"] if len(planned) > MOST_LINES else []
         rounds = job.training.rounds
         lines += [f"  {line}" for line in mode_of(job).words.kept_lines(plan, job, within(rounds, members(snapshot)))]
         for record in members(snapshot):

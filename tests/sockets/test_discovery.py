@@ -354,6 +354,7 @@ def test_choosing() -> None:
         ("veth12ab", "10.0.0.1", "bridge"),
         ("tailscale0", "fd7a::1", "overlay"),
         ("utun3", "100.101.102.103", "overlay"),
+        ("awdl0", "fe80::1", "overlay"),
         ("wg0", "10.8.0.2", "overlay"),
         ("tun0", "10.9.0.2", "overlay"),
         ("lo", "::1", "loopback"),

@@ -70,7 +70,8 @@ def test_a_careless_one_would_be_seen(text: str, number: int) -> None:
 
 
 def test_no_file_of_linux_is_opened_without_a_word() -> None:
-    """Files below /proc and /sys are read by what takes their absence for an answer."""
+    """Files below /proc and /sys are read by what takes their absence for an answer. ``outputs`` opens none: it only
+    knows names of standard output that a person may give."""
     reads = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
@@ -78,4 +79,5 @@ def test_no_file_of_linux_is_opened_without_a_word() -> None:
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(("/proc", "/sys/"))
     }
-    assert reads <= {"runtime/doctor/device.py", "learning/profiling/device.py"}, "each has a test without them"
+    known = {"runtime/doctor/device.py", "learning/profiling/device.py", "cli/shared/outputs.py"}
+    assert reads <= known, "each has a test without them"

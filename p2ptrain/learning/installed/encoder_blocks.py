@@ -24,11 +24,16 @@ ENCODERS = {
 """By class: where embeddings and layers are, and what follows them."""
 
 
+def is_known(model: nn.Module) -> bool:
+    """Whether it can run in blocks. One that is set to be a decoder has another mask, and perhaps other layers."""
+    return type(model).__name__ in ENCODERS and not getattr(model.config, "is_decoder", False)
+
+
 def in_blocks(model: nn.Module, pad: int | None) -> None:
-    """Have a model of ``ENCODERS`` run block by block, on batches [N, 1, 1, T] of token numbers; others refuse to be
-    cut, with the reason. ``pad``: the number that is no token; None = all are."""
+    """Have a known model run block by block, on batches [N, 1, 1, T] of token numbers; others refuse to be cut, with
+    the reason. ``pad``: the number that is no token; None = all are."""
     kind = type(model)
-    if kind.__name__ not in ENCODERS:
+    if not is_known(model):
         model.__class__ = type(kind.__name__, (kind,), {"pipeline_blocks": _refused, "__module__": __name__})
         return
     base, tail = ENCODERS[kind.__name__]
@@ -55,7 +60,7 @@ def _refused(model: nn.Module) -> list[nn.Module]:
     known = ", ".join(ENCODERS)
     raise JobError(
         f"{type(model).__name__} of transformers can't be cut into blocks: torch.fx does not trace it, and where to "
-        f'cut is known of {known} alone; train it in mode "replicas"'
+        f'cut is known of {known} alone, as encoders; train it in mode "replicas"'
     )
 
 

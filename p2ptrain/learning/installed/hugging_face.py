@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import JobError
 from p2ptrain.learning.data.source import PADDING
-from p2ptrain.learning.installed.encoder_blocks import ENCODERS, in_blocks
+from p2ptrain.learning.installed.encoder_blocks import in_blocks, is_known
 from p2ptrain.learning.installed.vision import check_listed, package
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.model_config import ModelConfig
@@ -123,7 +123,7 @@ def build(model: str, config: str, num_classes: int, *, padded: bool) -> nn.Modu
         settings._attn_implementation = "sdpa" if _class(model)._supports_sdpa else "eager"
         built: nn.Module = _class(model)(settings)
         pad = PADDING if padded else None
-        if type(built).__name__ not in ENCODERS:
+        if not is_known(built):
             built.register_forward_pre_hook(_Inputs(pad), with_kwargs=True)
         in_blocks(built, pad)
     return built

@@ -9,7 +9,9 @@ Invariant: what such a module can't do here (several optimizers, optimizing by h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +22,53 @@ from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.outputs import whole_outputs
 from p2ptrain.model_config import LIGHTNING_LOSS, LIGHTNING_OPTIMIZER
 
+NO_TRAINER = "correct the model; there is no Trainer here, and a batch is (x, y)"
+_PACKAGES = ("lightning", "pytorch_lightning")
+_CALLED = frozenset(("__init__", "forward", "training_step", "configure_optimizers"))
+_NOT_OF_TRAINING = ("validat", "test", "predict", "dataloader", "prepare_data", "checkpoint", "log", "print", "example")
+"""What the names of methods have in them that have no part in how it is trained."""
+_COUNTERS = ("current_epoch", "global_step")
+"""What a module is told by its Trainer; without one it reads 0."""
+
+# It says once more, of every process, what `job check` and the README say.
+warnings.filterwarnings("ignore", message=r"You are trying to `self\.log\(\)`")
+
 
 def is_lightning(model: nn.Module) -> bool:
     """Whether it is one of that class, by name: of lightning, or of pytorch_lightning."""
     return any(
-        kind.__name__ == "LightningModule" and kind.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
+        kind.__name__ == "LightningModule" and kind.__module__.partition(".")[0] in _PACKAGES
         for kind in type(model).__mro__
     )
+
+
+def of_no_use(model: nn.Module) -> list[str]:
+    """What of a LightningModule's own methods a Trainer would call, or tell, in training, and nobody does here, for
+    people."""
+    hooks = list(dict.fromkeys(name for name, _ in _own_methods(model) if _is_hook(model, name)))
+    readers = {
+        each: [n for n, code in _own_methods(model) if n not in hooks and each in code.co_names] for each in _COUNTERS
+    }
+    found = [f"{each} stays 0, which {', '.join(names)} of it reads" for each, names in readers.items() if names]
+    if hooks:
+        found.insert(0, f"{', '.join(hooks[:6])}{' ...' if len(hooks) > 6 else ''} of it are not called")
+    return [f"{what}: there is no Trainer here" for what in found]
+
+
+def _own_methods(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and code of what its author's own classes define."""
+    for kind in type(model).__mro__:
+        if kind.__module__.partition(".")[0] not in (*_PACKAGES, "torch", "builtins"):
+            for name, method in vars(kind).items():
+                if inspect.isfunction(method):
+                    yield name, method.__code__
+
+
+def _is_hook(model: nn.Module, name: str) -> bool:
+    """Whether it stands in for a method of Lightning's own that has a part in training."""
+    if name in _CALLED or name.startswith("_") or any(word in name for word in _NOT_OF_TRAINING):
+        return False
+    return any(name in vars(k) for k in type(model).__mro__ if k.__module__.partition(".")[0] in _PACKAGES)
 
 
 def step_loss(model: nn.Module, x: Tensor, y: Tensor, step: int) -> Tensor:
@@ -37,8 +79,8 @@ def step_loss(model: nn.Module, x: Tensor, y: Tensor, step: int) -> Tensor:
             f"{LIGHTNING_LOSS}: {type(model).__name__} optimizes by hand (automatic_optimization = False); here the "
             "device steps, so return the loss and let it be True"
         )
-    with own_code("the model's training_step fails", model), whole_outputs(model):
-        found = method((x, y), step)
+    with own_code("the model's training_step fails", model, NO_TRAINER), whole_outputs(model):
+        found = method((x, y), step) if _takes_two(method) else method((x, y))
     loss: Any = found.get("loss") if isinstance(found, Mapping) else found
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point() or not loss.requires_grad:
         what = f"{loss.dtype} of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -49,7 +91,7 @@ def step_loss(model: nn.Module, x: Tensor, y: Tensor, step: int) -> Tensor:
 def configured_optimizer(model: nn.Module) -> tuple[torch.optim.Optimizer, str]:
     """What its ``configure_optimizers`` returns, and what of that is not used, for people."""
     method = _method(model, "configure_optimizers", LIGHTNING_OPTIMIZER)
-    with own_code("the model's configure_optimizers fails", model):
+    with own_code("the model's configure_optimizers fails", model, NO_TRAINER):
         found = method()
     optimizers, schedulers = _split(found)
     if len(optimizers) != 1 or not isinstance(optimizers[0], torch.optim.Optimizer):
@@ -61,6 +103,14 @@ def configured_optimizer(model: nn.Module) -> tuple[torch.optim.Optimizer, str]:
     return optimizers[0], unused if schedulers else ""
 
 
+def own_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
+    """By parameter group, the learning rate that its author means. A scheduler that was made with it has set other ones
+    for the first step (0, where rates are to rise from there), and keeps what they were, or rise to, in the group."""
+    rate = ("max_lr", "initial_lr", "lr")
+    groups = enumerate(optimizer.param_groups)
+    return {number: float(next(group[key] for key in rate if key in group)) for number, group in groups}
+
+
 def _method(model: nn.Module, name: str, asked: str) -> Any:
     method = getattr(model, name, None)
     if not callable(method):
@@ -68,6 +118,15 @@ def _method(model: nn.Module, name: str, asked: str) -> Any:
             f"{asked}: the job's model, {type(model).__name__}, has no method {name}; is it a LightningModule?"
         )
     return method
+
+
+def _takes_two(method: Callable[..., Any]) -> bool:
+    """Whether it wants the batch's number, too; as in Lightning it need not."""
+    try:
+        inspect.signature(method).bind(None, 0)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _split(found: Any) -> tuple[list[Any], list[Any]]:

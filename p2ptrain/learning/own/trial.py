@@ -22,7 +22,7 @@ from p2ptrain.learning.models import global_model
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import enough_memory, own_code
 from p2ptrain.learning.own.building import refuse_blank
-from p2ptrain.learning.own.lightning import configured_optimizer, is_lightning, step_loss
+from p2ptrain.learning.own.lightning import configured_optimizer, is_lightning, of_no_use, step_loss
 from p2ptrain.learning.own.outputs import check_logits, check_outputs, made_up
 from p2ptrain.learning.own.parts import own_step
 from p2ptrain.learning.snapshots import put_state
@@ -238,6 +238,8 @@ def _of_lightning(job: Job, who: str, model: nn.Module) -> list[str]:
             f"{who} is a LightningModule: {' and '.join(unused.values())} of it are not called, the job's own loss and "
             f"optimizer train its forward; {ways} call them in mode replicas"
         )
+    if is_lightning(model) and len(unused) < len(takes):
+        found += of_no_use(model)
     return [note for note in found if note]
 
 

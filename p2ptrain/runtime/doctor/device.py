@@ -108,7 +108,11 @@ def check_firewall(system: str = sys.platform, root: Path = Path("/")) -> list[F
     need = "UDP 5353 (mDNS) and the peer's two TCP ports must be let in; fix the latter with --port 5710"
     if system == "darwin":
         text = f"macOS may block programs that listen; {need}"
-        return [Finding("hint", "firewall", text, "allow Python in System Settings, Network, Firewall")]
+        advice = (
+            "allow Python in System Settings, Network, Firewall, and, from macOS 15 on, the terminal (of a service: "
+            "Python) under Privacy & Security, Local Network"
+        )
+        return [Finding("hint", "firewall", text, advice)]
     if system == "win32":
         text = f"the Windows firewall blocks programs in networks marked public; {need}"
         return [Finding("hint", "firewall", text, "mark the network as private, and allow Python when Windows asks")]

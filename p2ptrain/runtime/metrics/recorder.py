@@ -149,7 +149,8 @@ class Recorder:
         self._journal.write(now, kind, **values)
         peer, name = PeerId(str(values["peer"])), str(values["name"])
         if peer not in self._labels:
-            is_taken = not name or name in self._labels.values()
+            # Folders of TensorBoard have these names, and some systems' take no notice of upper and lower case.
+            is_taken = not name or name.casefold() in map(str.casefold, self._labels.values())
             self._labels[peer] = f"{name} {peer[:6]}".strip() if is_taken else name
         for each in self._loggers:
             each.log(self._labels[peer] + self._run, int(values["step"]), numbers(values))

@@ -13,7 +13,7 @@ import errno
 import functools
 import os
 import queue
-import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -183,6 +183,8 @@ class NodeLink:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(True)
+        self._waiting = selectors.DefaultSelector()  # of any number; `select` knows those below 1,024 alone
+        self._waiting.register(self._socket, selectors.EVENT_READ)
         self._known = commands()
 
     def send(self, message: object) -> None:
@@ -193,7 +195,7 @@ class NodeLink:
 
     def waits_for_one(self, timeout_s: float) -> bool:
         """Whether a command, or the end, comes within so long."""
-        return bool(select.select([self._socket], [], [], timeout_s)[0])
+        return bool(self._waiting.select(timeout_s))
 
     def receive(self, block: bool) -> object | None:
         """The next command; ``None`` if none waits and ``block`` is false."""

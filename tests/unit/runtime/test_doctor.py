@@ -84,7 +84,7 @@ def test_ports_that_are_taken() -> None:
         ("linux", "etc/ufw/ufw.conf", "ENABLED=no\n", "ufw is switched off by its settings"),
         ("linux", "etc/hosts", "", "no sign of ufw or firewalld"),
         ("linux", "run/firewalld/x", "", "firewall-cmd"),
-        ("darwin", "x", "", "System Settings"),
+        ("darwin", "x", "", "Local Network"),
         ("win32", "x", "", "private"),
     ],
 )

@@ -20,6 +20,7 @@ from p2ptrain.config import DataConfig
 from p2ptrain.errors import JobError
 from p2ptrain.learning.data.source import PADDING
 from p2ptrain.learning.installed import hugging_face
+from p2ptrain.learning.installed.encoder_blocks import in_blocks
 from p2ptrain.learning.models import model_for
 
 LENGTH = 12
@@ -128,3 +129,13 @@ def test_where_nothing_is_padded_there_are_places_from_the_models_own_padding_on
     told = json.loads(chosen.config)
     assert chosen.name == f"hf:{WRITER}" and "pad_token_id" not in told
     assert told["max_position_embeddings"] == LENGTH + 1 + 1
+
+
+def test_an_encoder_that_is_set_to_be_a_decoder_is_not_cut_as_one() -> None:
+    class BertForSequenceClassification(nn.Module):
+        config = types.SimpleNamespace(is_decoder=True)
+
+    model = BertForSequenceClassification()
+    in_blocks(model, None)
+    with pytest.raises(JobError, match="as encoders; train it in mode"):
+        model.pipeline_blocks()

@@ -25,7 +25,15 @@ PACKAGE = """
 from torch import nn
 class LightningModule(nn.Module):
     automatic_optimization = True
+    current_epoch = global_step = 0
     def log(self, *args, **kwargs): pass
+    def configure_optimizers(self): pass
+    def on_train_epoch_end(self): pass
+    def optimizer_step(self, *args): pass
+    def on_validation_epoch_end(self): pass
+    def validation_step(self, *args): pass
+    @property
+    def trainer(self): raise RuntimeError("not attached to a `Trainer`")
 """
 MINE = """
 import lightning, torch
@@ -51,6 +59,34 @@ class Falling(Lit):
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+class Rising(Lit):
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), 0.02)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 100))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+class OneCycle(Lit):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=100)]
+
+class WithoutNumber(Lit):
+    def training_step(self, batch): return super().training_step(batch, 0)
+
+class Hooked(Lit):
+    def training_step(self, batch, batch_idx): return super().training_step(batch, batch_idx)["loss"] * self.weight()
+    def weight(self): return min(1.0, 0.1 * self.current_epoch) if self.current_epoch else 1.0
+    def on_train_epoch_end(self): print(self.global_step)
+    def optimizer_step(self, *args): super().optimizer_step(*args)
+    def on_validation_epoch_end(self): pass
+    def validation_step(self, batch, batch_idx): pass
+
+class Attached(Lit):
+    def training_step(self, batch, batch_idx): return self.trainer.world_size
+
+class Table(Lit):
+    def training_step(self, batch, batch_idx): return self(batch["image"])
 
 class Two(Lit):
     def configure_optimizers(self): return [torch.optim.SGD(self.parameters(), 0.1) for _ in range(2)]
@@ -137,6 +173,26 @@ def test_the_jobs_schedule_scales_its_own_rates() -> None:
     assert [group["lr"] for group in trainer._optimizer.param_groups] == pytest.approx([0.01, 0.05])
 
 
+@pytest.mark.parametrize("kind", ["Rising", "OneCycle"])
+def test_what_a_scheduler_made_of_its_rates_is_not_taken_for_them(kind: str) -> None:
+    trainer = LocalTrainer(global_model(job(kind), allow_user_code=True), BOTH, num_classes=2, total_steps=4)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.step(torch.randn(8, 1, 4, 4), torch.arange(8) % 2)
+    assert [group["lr"] for group in trainer._optimizer.param_groups] == [0.02]
+    assert any(not torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_its_training_step_need_not_ask_for_the_batchs_number() -> None:
+    trainer = LocalTrainer(global_model(job("WithoutNumber"), allow_user_code=True), BOTH, num_classes=2, total_steps=4)
+    assert trainer.step(torch.randn(8, 1, 4, 4), torch.arange(8) % 2) is not None
+
+
+def test_what_a_trainer_would_do_for_it_is_told() -> None:
+    hooks, epoch = Trial(job("Hooked")).notes
+    assert hooks == "on_train_epoch_end, optimizer_step of it are not called: there is no Trainer here"
+    assert epoch == "current_epoch stays 0, which weight of it reads: there is no Trainer here"
+
+
 def test_what_of_it_is_used_is_told() -> None:
     (note,) = Trial(job(training=TrainingConfig())).notes
     assert "training_step and configure_optimizers of it are not called" in note
@@ -155,6 +211,8 @@ def test_what_of_it_is_used_is_told() -> None:
         ("ByHand", "optimizes by hand"),
         ("Lossless", "training_step returns NoneType; expected the loss"),
         ("Broken", r"lit_of_mine\.py, line \d+ .*IndexError"),
+        ("Table", r"lit_of_mine\.py, line \d+ .*TypeError.* a batch is \(x, y\)"),
+        ("Attached", r"not attached .*there is no Trainer here"),
     ],
 )
 def test_what_it_can_not_do_here_is_refused(kind: str, why: str) -> None:

@@ -187,12 +187,12 @@ def test_loggers_are_told_numbers_in_a_thread_of_their_own(tmp_path: Path, group
     recorder = Recorder(None, {"kept": make})
     recorder.follow(lambda: (JOB, group))
     group.say(step=7, loss=0.25, accuracy=0.5)
-    group.say(KEYS[1], name="laptop")  # two devices of one name
+    group.say(KEYS[1], name="Laptop")  # two devices of one name, as some systems' folders see it
     recorder.look(1.0)
     recorder.close()
     (own, other) = kept[0].told
     assert own == ("laptop", 7, {"round": 0.0, "samples": 0.0, "loss": 0.25, "accuracy": 0.5, "bytes_sent": 0.0})
-    assert other[0] == f"laptop {peer_id(KEYS[1])[:6]}"
+    assert other[0] == f"Laptop {peer_id(KEYS[1])[:6]}"
     assert kept[0].closed and len(kept[0].threads) == 1 and threading.get_ident() not in kept[0].threads
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import socket
 import subprocess
 import sys
 import threading
@@ -10,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from p2ptrain.core.commands import TrainerFailed
+from p2ptrain.core.commands import Stop, TrainerFailed
+from p2ptrain.net.limits import raise_open_files
 from p2ptrain.runtime.trainer import process
-from p2ptrain.runtime.trainer.process import TrainerProcess
+from p2ptrain.runtime.trainer.process import NodeLink, TrainerProcess
 
 WAIT_S = 60.0
 
@@ -58,3 +61,13 @@ def test_what_a_trainer_prints_never_holds_it_up(monkeypatch: pytest.MonkeyPatch
 
     said = asyncio.run(scene())
     assert isinstance(said, TrainerFailed) and "status 0" in said.detail, "it came to its end"
+
+
+@pytest.mark.skipif(raise_open_files() <= 1100, reason="no more than 1,100 files may be open here")
+def test_a_trainer_of_a_node_with_a_thousand_open_files_hears_its_commands() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        link = NodeLink(fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 1100))
+        assert not link.waits_for_one(0)
+        process._send(ours, Stop())
+        assert link.waits_for_one(WAIT_S) and link.receive(block=False) == Stop()
