@@ -339,8 +339,7 @@ class Sessions:
 
     def _admit(self, key: bytes, end: End, address: str, now: float) -> tuple[Session, list[Effect], list[Effect]]:
         """``key`` has proved itself and ``address`` leads there: what to do before the Proof is sent, and after it."""
-        session = self._table.get(key)
-        if session and session.end.boot == end.boot:
+        if (session := self._table.get(key)) and session.end.boot == end.boot:
             return session, [], []  # the same session; a spare address of it
         if session:
             self._twins.followed(key, session.end.boot, now)
