@@ -45,13 +45,13 @@ class Progress:
 
     def begin(self, plan: Plan, name: str, now: float) -> None:
         """The plan, with this hash, is in force."""
+        body = body_of(plan)
         if name != self._name:
             self.calm.adopted(self._plan, plan, now)
-        self._plan, self._name, body = plan, name, body_of(plan)
+            self.leads_on = not body.goes_back and body.from_epoch == self._own_epoch
+            self.own = self.own if self.leads_on else body.from_step
+        self._plan, self._name = plan, name
         self._pace.begin(body.from_step)
-        self.leads_on = not body.goes_back and body.from_epoch == self._own_epoch
-        if not self.leads_on:
-            self.own = body.from_step
 
     def train(self, plan: Plan) -> None:
         """The own trainer begins its stage of the plan in force."""

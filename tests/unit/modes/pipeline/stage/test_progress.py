@@ -116,6 +116,10 @@ def test_batches_of_another_history_are_none_of_the_plans(plan: Any, own: int) -
     steps.own = 24
     steps.begin(plan, "next", 1.0)
     assert steps.own == steps.newest() == own and steps.leads_on == (own == 24)
+    steps.train(plan)
+    steps.own = 29
+    steps.begin(plan, "next", 2.0)
+    assert steps.own == 29, "its trainer was started again: what the group has done by the plan is done"
 
 
 def test_a_plan_is_begun_when_another_than_this_peer_has_done_a_batch_by_it() -> None:
