@@ -58,9 +58,11 @@ class Checkpoints:
         gone, as far as they said.
 
         What one member alone says to have is not believed where it hands out nothing, nor, unless ``ahead``, where it
-        is further than anybody else is: it gives copies of that to others, who then say so, too.
+        is further than anybody else is: it gives copies of that to others, who then say so, too. A copy that another
+        member made, and signed, is that one's word as well, be it that its disk is empty by now.
         """
         group = self._group
+        known = {record.peer for record in (*group.records(), *group.absent())}
         held: dict[str, Iterable[SnapshotRef]] = {record.peer: record.holdings for record in group.records()}
         held[group.own_id] = self._own()
         if absent:
@@ -73,9 +75,8 @@ class Checkpoints:
             others = max((h.step for other, theirs in said.items() if other != peer for h in theirs), default=0)
             reach = {h.epoch: max(others, self.reach(PeerId(peer), h.epoch)) for h in holdings}
             is_vain = peer in self._broke_word or self._is_vain(PeerId(peer))
-            said[peer] = [
-                h for h in holdings if num_said[h] > 1 or ((ahead or h.step <= reach[h.epoch]) and not is_vain)
-            ]
+            near = {h for h in holdings if ahead or h.step <= reach[h.epoch] or h.trainer in known - {peer}}
+            said[peer] = [h for h in holdings if num_said[h] > 1 or (h in near and not is_vain)]
         return said
 
     def known(self, *, absent: bool = False) -> list[SnapshotRef]:

@@ -20,7 +20,9 @@ LIES = [dataclasses.replace(ref, trainer=PeerId("z" * 16), part=2 - ref.part, st
 def test_a_liar_that_tells_of_honest_blobs_as_of_something_else_hides_nothing_and_is_not_believed(order: str) -> None:
     held = {"a": HONEST, "b": HONEST, "z": LIES}
     group: Any = SimpleNamespace(
-        own_id=PeerId("own"), records=lambda: [SimpleNamespace(peer=peer, holdings=held[peer]) for peer in order]
+        own_id=PeerId("own"),
+        records=lambda: [SimpleNamespace(peer=peer, holdings=held[peer]) for peer in order],
+        absent=lambda: [],
     )
     checkpoints = Checkpoints(group, tuple, lambda peer: False)
     checkpoints.reach = lambda peer, epoch: 12
@@ -30,3 +32,22 @@ def test_a_liar_that_tells_of_honest_blobs_as_of_something_else_hides_nothing_an
     group.holders = lambda blob: []
     checkpoints.refuse(LIES, {ref.blob for ref in LIES})
     assert set(checkpoints.known()) == set(HONEST), "the blobs are sound, what it said of them was not"
+
+
+@pytest.mark.parametrize(
+    ("maker", "is_here", "is_believed"), [("a", True, True), ("a", False, True), ("y", True, False)]
+)
+def test_what_another_member_made_is_believed_of_who_has_it_alone(maker: str, is_here: bool, is_believed: bool) -> None:
+    """Its own disk may be empty by now. A maker that nobody knows is a made-up one."""
+    copies = [dataclasses.replace(ref, trainer=PeerId(maker * 16), step=99) for ref in HONEST]
+    maker_itself = SimpleNamespace(peer="a" * 16, holdings=())
+    group: Any = SimpleNamespace(
+        own_id=PeerId("own"),
+        records=lambda: [SimpleNamespace(peer="b", holdings=copies), *([maker_itself] if is_here else [])],
+        absent=lambda: [] if is_here else [maker_itself],
+    )
+    checkpoints = Checkpoints(group, tuple, lambda peer: False)
+    checkpoints.reach = lambda peer, epoch: 12
+    assert checkpoints.known() == (copies if is_believed else [])
+    vain = Checkpoints(group, tuple, lambda peer: True)
+    assert vain.known() == [], "it hands out nothing"
