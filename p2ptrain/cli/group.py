@@ -20,6 +20,7 @@ from p2ptrain.cli.shared.options import (
     state_option,
     wait_option,
 )
+from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:
     from p2ptrain.ids import PeerId
@@ -75,10 +76,14 @@ def new(state_dir: Path | None, approve: bool, as_json: bool) -> None:
     _tell_former(former)
 
 
-@command.command(epilog="\b\nExamples:\n  p2ptrain group join\n  p2ptrain group join < code.txt")
+@command.command(
+    epilog="\b\nExamples:\n  p2ptrain group join\n  p2ptrain group join < code.txt",
+    context_settings={"allow_extra_args": True},
+)
 @state_option
 @json_option
-def join(state_dir: Path | None, as_json: bool) -> None:
+@click.pass_context
+def join(context: click.Context, state_dir: Path | None, as_json: bool) -> None:
     """Ask for a join code and keep it as this device's group.
 
     So it is in no list of processes and in no shell's history, as it would be after --code. It is read from
@@ -90,6 +95,10 @@ def join(state_dir: Path | None, as_json: bool) -> None:
     from p2ptrain.net.group.kept import join_group, load_group
     from p2ptrain.net.keys import read_code
 
+    if context.args:
+        raise UserError(
+            "the code does not stand in the command: `p2ptrain group join` asks for it, so that nobody reads it"
+        )
     text = os.environ.get("P2PTRAIN_CODE", "")
     where, group = state_dir or default_state_dir(), read_code(text or _asked())
     former = load_group(where)

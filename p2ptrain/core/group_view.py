@@ -126,7 +126,7 @@ class GroupView:
 
     def with_names(self, words: str) -> str:
         """With what people call the members in place of their ids."""
-        for peer, name in self._names().items():
+        for peer, name in (self._names() if words else {}).items():
             words = words.replace(peer, name)
         return words
 

@@ -57,7 +57,7 @@ async def main(state: str, code: str, options: dict[str, Any]) -> None:
     try:
         await api.run_peer(
             read_code(code),
-            PeerOptions(data="", name=Path(state).name),
+            PeerOptions(name=Path(state).name, flops_per_s=1e9, num_threads=1, device="cpu"),  # nothing is measured
             network=network,
             state_dir=Path(state),
             on_start=running.append,

@@ -15,7 +15,7 @@ from typing import Any
 
 from p2ptrain.net.keys import new_group
 
-WAIT_S = 60.0
+WAIT_S = 300.0
 """Generous: a loaded machine is slow."""
 
 

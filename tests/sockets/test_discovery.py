@@ -90,11 +90,9 @@ CHILD = """
 import asyncio, sys
 from p2ptrain.net.discovery import Discovery
 async def main():
-    found = asyncio.Event()
-    each = Discovery(sys.argv[1], int(sys.argv[2]), ["127.0.0.1"], lambda address: (print(address), found.set()))
+    each = Discovery(sys.argv[1], int(sys.argv[2]), ["127.0.0.1"], lambda address: print(address, flush=True))
     each.start()
-    await asyncio.wait_for(found.wait(), 100)
-    await asyncio.sleep(1)
+    await asyncio.to_thread(sys.stdin.read)
     await each.close()
 asyncio.run(main())
 """
@@ -103,11 +101,17 @@ asyncio.run(main())
 def test_two_processes_of_one_host() -> None:
     ours = tag()
     children = [
-        subprocess.Popen([sys.executable, "-c", CHILD, ours, port], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, ours, port], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for port in ("4741", "4751")
     ]
-    outputs = [child.communicate(timeout=200)[0].split() for child in children]
-    assert [set(lines) for lines in outputs] == [{"tcp://127.0.0.1:4751"}, {"tcp://127.0.0.1:4741"}]
+    found = [child.stdout.readline() for child in children if child.stdout is not None]  # none ends before both have
+    rest = [child.communicate(timeout=200)[0] for child in children]
+    assert [set(f"{line}{more}".split()) for line, more in zip(found, rest, strict=True)] == [
+        {"tcp://127.0.0.1:4751"},
+        {"tcp://127.0.0.1:4741"},
+    ]
 
 
 @pytest.mark.parametrize("interfaces", [["192.0.2.1"], []])

@@ -213,7 +213,8 @@ def explain(address: str, outcome: Reach, own: Sequence[str]) -> Finding:
     return problem(
         "peers",
         f"{where}: it lets us in, but nothing came back from it: it may not reach us (it was told {places})",
-        "let incoming TCP through this device's firewall; a VPN or container may be in the way",
+        "let incoming TCP through this device's firewall; a VPN or container may be in the way; or it is the second of "
+        "a peer's two ports, and the first is meant",
     )
 
 

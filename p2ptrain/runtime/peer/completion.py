@@ -86,8 +86,8 @@ class Completion:
         if plan is None or group.own.phase not in ("trained", "fitting"):
             return ""
         busy = [
-            f"{group.name_of(record.peer)} (round {record.round}/{self._rounds})"
+            f"{record.peer} (round {record.round}/{self._rounds})"
             for record in group.records()
             if plan.part_of(record.peer) is not None and record.phase not in (*ENDED, "failed")
         ]
-        return f"others to finish: {', '.join(busy)}; whoever dies is left out" if busy else ""
+        return group.with_names(f"others to finish: {', '.join(busy)}; whoever dies is left out") if busy else ""

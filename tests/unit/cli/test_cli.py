@@ -157,6 +157,8 @@ PEER = ["peer", "--code", CODE, *LOOPBACK]
         (["harvest", "--nope"], "p2ptrain harvest --help"),
         (["status"], "p2ptrain group new"),
         (["status", "--code", "ABCD"], "instead of 28"),
+        (["group", "join", CODE], "`p2ptrain group join` asks for it"),
+        (["group", "join", "--cod", CODE], "No such option"),
         (["status", "--code", ""], "has 0 letters and digits instead of 28"),
         (["doctor", "--code", ""], "has 0 letters and digits instead of 28"),
         (["status", "--code", CODE, "--open"], "give one of them"),

@@ -331,7 +331,7 @@ ROWS: list[tuple[str, Situation, Situation]] = [
     (r"asks for a code answers, but not to this one: most likely .* -> compare `p2ptrain group show`", reach("locked"),
      reach("unfinished")),
     (r"the handshake did not end within 10 s -> the way there is very slow or loses", reach("unfinished"), reach("locked")),
-    (r"it lets us in, but nothing came back .* may not reach us \(it was told 1.2.3.5:6\) -> let incoming TCP through",
+    (r"it lets us in, but nothing came back .* may not reach us \(it was told 1.2.3.5:6\) -> let incoming TCP through.*first is meant",
      reach("open"), reach("locked")),
     (r"no join code given, and none kept on this device: no peers were looked for -> enter it with `p2ptrain group join`", whole(None),
      whole(GROUP)),
