@@ -238,6 +238,9 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"{_who(f)} sends what is of no use in round {_text(f, 'round')}: the group trains the round without it "
         f"({_text(f, 'detail')})"
     ),
+    "helper-slow": lambda f: (
+        f"{_who(f)}, which helps this device, is {_text(f, 'slower')} times as slow as planned: the group may plan anew"
+    ),
     "update-not-saved": lambda f: (
         f"this device's copy after round {_text(f, 'round')} can't be saved, so it can't be averaged: make room"
     ),

@@ -18,7 +18,7 @@ from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.wire.schema import Bound
 from p2ptrain.wire.schema import RawBytes as RawBytes
 
-WIRE_VERSION = 9
+WIRE_VERSION = 10
 
 Lane = Literal["control", "bulk"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
@@ -318,6 +318,8 @@ class Record:
     """It would go, and waits until the others have what it trains."""
     blames: Annotated[tuple[Blame, ...], Bound(0, MAX_BLAMES)] = ()
     """Of peers that it works with under its plan."""
+    helper_s: Annotated[float, Bound(0, 1e9)] = 0.0
+    """Seconds that a sample of the whole model takes who helps it by ``plan``, as it sees that; 0 = as planned."""
     work_flops: Annotated[float, Bound(0, 1e27)] = 0.0
     """What it computed for the job so far, all in all; 0 = not known."""
     central_flops: Annotated[float, Bound(0, 1e27)] = 0.0

@@ -5,7 +5,9 @@ file. Remarks do so where the file holds the figure; differences and figures of 
 
 In a text ``{case/figure:.1f}`` stands for the median of a benchmark's figure, and its spread if there is one;
 ``{case/figure*0.001:.1f}`` for a thousandth of it, ``{case/figure:+.1f}`` for a difference, with its sign. Of a result
-of ``p2ptrain demo`` ``{epochs:g}`` stands for one of its fields, or for the lowest and highest of its peers.
+of ``p2ptrain demo`` ``{epochs:g}`` stands for one of its fields, or for the lowest and highest of its peers. What
+stands between ``<`` and ``>`` is left out where the file has not all of its figures: of some benchmarks cases may be
+chosen.
 """
 
 from __future__ import annotations
@@ -63,9 +65,17 @@ class Section:
 def filled(text: str, file: str, record: Record) -> str:
     """``text`` with its figures. Raises ``FigureError`` for one that the file does not have."""
     fill = _of_bench if "cases" in record else _of_demo
-    return _PLACE.sub(lambda place: fill(place, file, record), text)
+
+    def known(part: re.Match[str]) -> str:
+        try:
+            return filled(part[1], file, record)
+        except FigureError:
+            return ""
+
+    return _PLACE.sub(lambda place: fill(place, file, record), _PART.sub(known, text))
 
 
+_PART = re.compile(r"<([^<>]*)>")
 _PLACE = re.compile(r"\{(?:([^{}/]+)/)?(\w+)(?:\*([0-9.e+-]+))?:(\+?)([^{}]+)\}")
 
 

@@ -77,8 +77,6 @@ CASES = {
     UNSPLIT: "unsplit",
     PLANNED: "planned",
 }
-BESIDE = (ALONE, MID_CUT, COMMON, UNSPLIT)
-"""The plan's row names these."""
 TINY_CASES = (ALONE, PLANNED)
 WEAK = {"weak-1": (0.4, 100.0), "weak-2": (0.2, 50.0), "weak-3": (0.1, 20.0), "weak-4": (0.05, 5.0)}
 """Shares of a core, and Mbit/s."""
@@ -300,12 +298,13 @@ NAMED = {
 def _row(file: str, words: str) -> Row:
     return Row(
         file,
-        f"Split training of {words}, four weak devices: seconds of a round; times all alone; times one mid cut; times"
-        " the best common cut; measured/predicted",
-        "{planned/round_s:.1f}; {planned/times_alone:.1f}; {planned/times_mid_cut:.1f};"
-        " {planned/times_common_cut:.2f}; {planned/measured_of_predicted:.2f}",
-        "; ".join(
-            f"{name}: {{{name}/round_s:.1f}}, {{{name}/measured_of_predicted:.2f}} of predicted" for name in BESIDE
+        f"Split training of {words}, four weak devices: seconds of a round; how many times as fast; measured/predicted",
+        "{planned/round_s:.1f} s<; {planned/times_alone:.1f} times all alone><; {planned/times_mid_cut:.1f} times one"
+        " mid cut><; {planned/times_common_cut:.2f} times the best common cut>; {planned/measured_of_predicted:.2f}",
+        "".join(
+            f"<{name}: {{{name}/round_s:.1f}} s, {{{name}/measured_of_predicted:.2f}} of predicted. >"
+            for name in CASES
+            if name != PLANNED
         ),
     )
 

@@ -169,14 +169,16 @@ NAMED = {
 }
 
 
-def _row(file: str, words: str) -> Row:
+def _row(file: str, samples: str) -> Row:
     return Row(
         file,
-        f"AlexNet (width 0.5) on four weak devices with {words} and one helper: accuracy after"
-        f" {{{SPLIT}/trained_s:.0f}} s; with shared tails",
-        f"{{{SPLIT}/accuracy:.1f}} %; {{{SHARED}/accuracy:.1f}} %",
-        f"federated averaging: {{{ALONE}/accuracy:.1f}} %; gossip: {{{GOSSIP}/accuracy:.1f}} %; class sub-models:"
-        f" {{{SUBMODELS}/accuracy:.1f}} %",
+        f"AlexNet (width 0.5) on four weak devices with {samples} and one helper: accuracy after"
+        f" {{{SPLIT}/trained_s:.0f}} s",
+        f"{{{SPLIT}/accuracy:.1f}} %<; with shared tails {{{SHARED}/accuracy:.1f}} %>",
+        "".join(
+            f"<{words}: {{{name}/accuracy:.1f}} %. >"
+            for words, name in (("federated averaging", ALONE), ("gossip", GOSSIP), ("class sub-models", SUBMODELS))
+        ),
     )
 
 

@@ -29,6 +29,8 @@ class Explorer:
         self.rng = random.Random(f"explore units/{seed}")
         self.owners = self.rng.choice((2, 3, 3))
         helpers = self.rng.choice((1, 1, 2))
+        self.lies = self.rng.random() < 0.15
+        """Helpers are as slow as those that they help, and claim a hundred times as much."""
         self.room = group(
             seed,
             self.owners,
@@ -38,6 +40,7 @@ class Explorer:
             min_peers=self.owners + helpers,
             strategy=self.rng.choice(("planned", "planned", "mid-cut", "alone")),
             ballast_bytes=self.rng.choice((0, 200_000)),
+            **({"weak_s": 0.004, "strong_s": 0.004, "claimed": 100.0} if self.lies else {}),
         )
         self.num_events = num_events
         self.calm_since = 0.0
@@ -46,7 +49,7 @@ class Explorer:
     def run(self) -> None:
         """Raises ``AssertionError`` where something does not hold."""
         room = self.room
-        assert room.run(60, all_at(room, 1)), state_of(room)
+        assert room.run(180, all_at(room, 1)), state_of(room)
         for _ in range(self.num_events):
             room.run(self.rng.choice((0.05, 0.3, 1.0, 3.0, 8.0, 30.0)) * self.rng.uniform(0.5, 1.5))
             self.happen()
@@ -100,6 +103,10 @@ class Explorer:
             odd._say(c.TrainerFailed("killed", user_error=False))
         elif kind == "speed":
             odd.slowdown = self.rng.choice((1.0, 4.0, 15.0))
+            if device.number >= self.owners and not self.lies and self.rng.random() < 0.5:  # overloaded, for a while
+                odd.slowdown = 1000.0
+                room, after_s = self.room, self.rng.uniform(10, 100)
+                room.network.at(room.network.now + after_s, lambda: setattr(odd, "slowdown", min(odd.slowdown, 15.0)))
         else:
             say = odd._say
             odd._say = lambda event: say(

@@ -287,7 +287,9 @@ class UnitTrainer(BlocksTrainer):
         self._work()
 
     def _send(self, work: str, half: Half) -> None:
-        self._say_message(work, half.done, 0, (half.partner,), self.round, half.done)
+        unit = self.body.split.unit_of(half.owner)
+        assert unit is not None
+        self._say_message(work, half.done, unit.micro_batches - 1, (half.partner,), self.round, half.done)
 
     def _end_round(self) -> None:
         assert self._plan is not None

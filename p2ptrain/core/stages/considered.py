@@ -38,7 +38,7 @@ def considered(
     if len(figures) <= MOST_DEVICES:
         return tuple(figures)
     known = {snapshot.peer: snapshot for snapshot in snapshots}
-    by_pace = sorted(figures, key=lambda each: (_pace_s(model, known[each.peer], each), each.peer))
+    by_pace = sorted(figures, key=lambda each: (pace_s(model, known[each.peer], each), each.peer))
     largest = sorted(by_pace, key=lambda each: -(known[each.peer].memory_bytes or UNKNOWN_MEMORY_BYTES))
     wanted = [
         *(each for each in by_pace if each.peer in kept),
@@ -64,7 +64,7 @@ def is_among_some(plan: Plan, figures: Sequence[DeviceFigures]) -> bool:
     return len(plan.peers) > len(figures) >= MOST_DEVICES
 
 
-def _pace_s(model: ModelProfile, snapshot: PeerSnapshot, figures: DeviceFigures) -> float:
+def pace_s(model: ModelProfile, snapshot: PeerSnapshot, figures: DeviceFigures) -> float:
     """What a sample of the whole model takes, at the most at once that was measured."""
     if not figures.batch_sizes:
         return figures.slowdown * model.training_flops / max(snapshot.flops_per_s, 1.0)

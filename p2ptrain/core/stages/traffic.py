@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from p2ptrain.core.effects import CountRefused, Effects, ToTrainer
 from p2ptrain.core.group_view import GroupView
@@ -24,6 +25,14 @@ LATE_S = 5.0
 """Stage messages that wait for so long are worth a word."""
 
 
+class Watch(Protocol):
+    """Looks on as stage messages go and come."""
+
+    def sent(self, event: SendStageMessage, now: float) -> None: ...
+
+    def came(self, event: Delivered, now: float) -> None: ...
+
+
 class StageTraffic:
     """Of one plan at a time."""
 
@@ -34,6 +43,7 @@ class StageTraffic:
         self._sent_bytes: Counter[PeerId] = Counter()
         """Since the last look."""
         self._looked_at = 0.0
+        self.watch: Watch | None = None
         self.pushed_bytes = 0
         """Of all plans' stage messages, to all."""
         self._pushed_bytes = self._told_bytes = 0
@@ -58,7 +68,12 @@ class StageTraffic:
         return list(self._streams.reset(plan.epoch, others, now, name))
 
     def send(self, event: SendStageMessage, now: float) -> Effects:
+        """What the trainer made under a plan that is over goes nowhere."""
+        if event.epoch != self.epoch:
+            return []
         self._pushed_bytes += len(event.message)
+        if self.watch is not None:
+            self.watch.sent(event, now)
         released = self._pacing.add(PeerId(event.to), event, len(event.message), now)
         return [*self._push(released, now), *self._tell_sent()]
 
@@ -82,6 +97,8 @@ class StageTraffic:
         return [*self._streams.received(sender, message, now), *self._tell_sent()]
 
     def delivered(self, effect: Delivered, now: float) -> Effects:
+        if self.watch is not None:
+            self.watch.came(effect, now)
         where = (effect.sender, effect.work, effect.step, effect.unit, effect.row)
         return [ToTrainer(Deliver(self.epoch, *where, effect.data))]
 

@@ -126,10 +126,18 @@ class Choice:
             longest = max(longest, room.fetch_s(peer, fetched))
         return longest
 
-    def averager(self, plan: SplitPlan, but: Collection[str]) -> PeerId:
-        """Who averages the copies by this plan, ``but`` these where others can. Raises ``UserError``."""
+    def averager(self, plan: SplitPlan) -> PeerId:
+        """Who averages the copies by this plan. Raises ``UserError``."""
         room = self._room_of(plan)
-        return PeerId(averager_of(room, held_by(room, placed_by(room, plan)), but))
+        return PeerId(averager_of(room, held_by(room, placed_by(room, plan))))
+
+    def averaged_by(self, plan: SplitPlan, averager: str) -> Choice:
+        """The question in whose answer that one of the plan's peers averages: who would have, failed."""
+        choice, failed = self, set[str]()
+        while (who := choice.averager(plan)) != averager and who not in failed:
+            failed.add(who)
+            choice = replace(self, task=replace(self.task, failed=frozenset(failed)))
+        return choice
 
     def is_unable(self, owner: str) -> bool:
         """Whether it has not the memory to train alone, or its rounds would never end."""
@@ -142,9 +150,13 @@ class Choice:
 
 
 def choice_of(
-    job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], figures: Sequence[DeviceFigures]
+    job: Job,
+    model: ModelProfile,
+    snapshots: Sequence[PeerSnapshot],
+    figures: Sequence[DeviceFigures],
+    failed: Collection[str] = (),
 ) -> Choice:
-    """Raises ``UserError`` where nobody can be planned with."""
+    """``failed``: who was to average, and could not. Raises ``UserError`` where nobody can be planned with."""
     settings = split_of(job)
     devices, pair_rates, latency_s = planned_peers(snapshots, figures)
     samples = {peer.peer: peer.num_samples if peer.num_samples >= model.least_samples else 0 for peer in snapshots}
@@ -163,6 +175,7 @@ def choice_of(
         optimizer_copies=held_copies(job.training.optimizer_name, "sync"),
         codings=CODINGS if settings.coding == "auto" else (settings.coding,),
         keeps_copies=job.group.replicas > 0,
+        failed=frozenset(failed),
     )
     if settings.medium == "shared":  # what one pair of it was seen to carry, all carry together
         task = replace(task, medium_bytes_per_s=max(device.link_bytes_per_s for device in devices))

@@ -24,6 +24,7 @@ from p2ptrain.wire.schema import Bound
 
 MAX_STRETCH = 100.0
 MAX_ROUNDS = 1_000_000
+SHUT_OUT_ROUNDS, MAX_TIMES = 4, 8
 Run = tuple[int, int]
 """Blocks, first and stop."""
 
@@ -59,6 +60,27 @@ class ShutOut:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SeenPace:
+    """A helper that was slower than it says: in the rounds before ``until_round`` it is planned with as it was seen."""
+
+    peer: PeerName
+    sample_s: Annotated[float, Bound(0, 1e9)]
+    """Of the whole model, as those saw it that it helped."""
+    times: Annotated[int, Bound(1, 1000)]
+    """That this happened."""
+    until_round: Annotated[int, Bound(0, MAX_ROUNDS)]
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        often = f" ({self.times} times by now)" if self.times > 1 else ""
+        return (
+            f"planned with as those saw it that it helped, until round {self.until_round} is over: it was slower than "
+            f"it says{often}"
+        )
+
+
 @dataclass(frozen=True)
 class SplitBody:
     """A round is a pass over the samples in every unit, and an average of all units."""
@@ -80,6 +102,8 @@ class SplitBody:
     """How many times as long as predicted rounds took, the last time that a peer had help."""
     shut_out: Annotated[tuple[ShutOut, ...], Bound(0, 256)] = ()
     """By peer; also those whose time is over, as their next one is longer."""
+    seen: Annotated[tuple[SeenPace, ...], Bound(0, 256)] = ()
+    """Likewise."""
 
     def is_shut_out(self, peer: str) -> ShutOut | None:
         """Whether, and why, a peer has no work for now."""
@@ -111,6 +135,8 @@ class SplitBody:
         shut_out = [each.peer for each in self.shut_out]
         require(shut_out == sorted(set(shut_out)), "who is shut out, out of order")
         require(not any(self.is_shut_out(each.peer) for each in self.figures), "figures of a peer that is shut out")
+        seen = [each.peer for each in self.seen]
+        require(seen == sorted(set(seen)), "who was slower than it says, out of order")
         self._check_start()
         require(plan.epoch > 1 or self.from_round == 0, "a first plan that does not begin at the first round")
 
@@ -137,6 +163,13 @@ def body_of(plan: Plan) -> SplitBody:
     if not isinstance(plan.body, SplitBody):
         raise LocalError("a plan of another mode")
     return plan.body
+
+
+def until_round(from_round: int, times: int) -> int:
+    """Until when it counts that a peer's work, or its word, was of no use: for 4 rounds, the next time for 16, and so
+    on, as each time costs a round."""
+    rounds: int = SHUT_OUT_ROUNDS ** min(times, MAX_TIMES)
+    return min(from_round + rounds, MAX_ROUNDS)
 
 
 # --- what follows from the units --------------------------------------------------------------------------------------

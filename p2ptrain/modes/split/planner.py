@@ -20,15 +20,17 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.choice import Choice, choice_of
 from p2ptrain.modes.split.config import split_of
 from p2ptrain.modes.split.plan import (
-    MAX_ROUNDS,
     MAX_STRETCH,
+    SeenPace,
     ShutOut,
     SplitBody,
     StartPiece,
     body_of,
     shares_of,
+    until_round,
     workers,
 )
+from p2ptrain.modes.split.rounds.claims import are_bounded, bounded, seen_from_now_on
 from p2ptrain.modes.split.words import words_of_pairs
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import chain_hash, rounded
@@ -37,9 +39,6 @@ from p2ptrain.wire.messages import Blame
 
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than all alone: figures are rounded."""
-
-SHUT_OUT_ROUNDS, MAX_TIMES = 4, 8
-"""Whose work was of no use has none for 4 rounds, the next time for 16, and so on: each time costs a round."""
 
 CHANGE_S = 2.0
 """Of a change of plan, beside the blocks that travel: the vote, and what is dropped of the round that has begun."""
@@ -58,6 +57,10 @@ class Known:
     """Seconds of a round under the plan; 0 = not known."""
     blames: Mapping[PeerId, tuple[PeerId, Blame]] = field(default_factory=dict)
     """Trainers of the plan whose work was of no use: who said so, and why."""
+    paces: Mapping[PeerId, float] = field(default_factory=dict)
+    """Helpers that are slower than planned: seconds of a sample, as those see it that they help."""
+    elapsed_s: float = 0.0
+    """Of the round under way; 0 = it has only just begun, and little is lost with it."""
 
 
 def first_plan(job: Job, model: ModelProfile, peers: Sequence[MeasuredPeer], proposer: PeerId) -> Plan:
@@ -84,6 +87,8 @@ def next_plan(
     if not snapshots or known.from_round >= job.training.rounds:
         return None
     figures = fitting(usable(model, snapshots, peers, before.figures))
+    seen = seen_from_now_on(model, snapshots, figures, before, known.from_round, known.paces)
+    figures = bounded(model, snapshots, figures, seen, known.from_round)
     shut_out, figures, choice = _without_blamed(job, model, snapshots, figures, before, known)
     now = None if is_torn else choice.today(before.split)
     stretch = before.stretch if now is None else _stretch(now, known.round_s, before.stretch)
@@ -91,9 +96,10 @@ def next_plan(
     if now is not None:
         has_all = {unit.owner for unit in split.units} <= {unit.owner for unit in before.split.units}
         is_better = split_of(job).strategy == "planned" and _is_worth_it(job, choice, now, split, stretch, known)
-        if has_all and not is_better:
+        if (has_all or known.elapsed_s) and not is_better:
             return None
-    return _plan(job, model, snapshots, figures, choice, split, proposer, current, known, stretch, shut_out)
+    said = (stretch, shut_out, seen)
+    return _plan(job, model, snapshots, figures, choice, split, proposer, current, known, *said)
 
 
 def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | None) -> bool:
@@ -136,20 +142,20 @@ def _without_blamed(
     listed = {each.peer: each for each in before.shut_out}
     for peer, (by, blame) in known.blames.items():
         times = listed[peer].times + 1 if peer in listed else 1
-        until = min(known.from_round + SHUT_OUT_ROUNDS ** min(times, MAX_TIMES), MAX_ROUNDS)
-        listed[peer] = ShutOut(peer, times, until, by, blame.why)
+        listed[peer] = ShutOut(peer, times, until_round(known.from_round, times), by, blame.why)
     shut_out = tuple(listed[peer] for peer in sorted(listed))
     away = {each.peer for each in shut_out if each.until_round > known.from_round}
     left = tuple(each for each in figures if each.peer not in away)
+    failed = {before.averager}.intersection(known.lost)  # the work of who averages is lost: its disk may be full
     try:
-        choice = choice_of(job, model, snapshots, left)
+        choice = choice_of(job, model, snapshots, left, failed)
         if away:
             choice.best()
     except UserError:
         if not away:
             raise
         back = tuple(replace(each, until_round=min(each.until_round, known.from_round)) for each in shut_out)
-        return back, figures, choice_of(job, model, snapshots, figures)
+        return back, figures, choice_of(job, model, snapshots, figures, failed)
     return shut_out, left, choice
 
 
@@ -176,15 +182,14 @@ def _judged_s(plan: SplitPlan, stretch: float) -> float:
 
 
 def _is_worth_it(job: Job, choice: Choice, now: SplitPlan, other: SplitPlan, stretch: float, known: Known) -> bool:
-    """Whether the other plan brings more than the change to it costs. The rounds that are left pay for that."""
+    """Whether the other plan brings more than the change to it costs. The rounds that are left pay for that; if a round
+    is well under way, what is left of it does: with the next one a change costs less."""
     now_s, other_s = _judged_s(now, stretch), _judged_s(other, stretch)
+    if known.elapsed_s:
+        change_s = CHANGE_S + choice.moving_s(now, other)
+        return now_s - known.elapsed_s > other_s * (1 + split_of(job).replan_gain) + change_s
     gained_s = (now_s - other_s) * (job.training.rounds - known.from_round)
     return now_s > other_s * (1 + split_of(job).replan_gain) and gained_s > CHANGE_S + choice.moving_s(now, other)
-
-
-def _failed(known: Known, parent: Plan | None) -> set[PeerId]:
-    """Who was to average and has lost its work: its disk may be full."""
-    return {body_of(parent).averager}.intersection(known.lost) if parent is not None else set()
 
 
 def _plan(
@@ -199,19 +204,21 @@ def _plan(
     known: Known,
     stretch: float = 1.0,
     shut_out: tuple[ShutOut, ...] = (),
+    seen: tuple[SeenPace, ...] = (),
 ) -> Plan:
     working = set(workers(split))
     split = replace(split, standby=tuple(peer.peer for peer in snapshots if peer.peer not in working))
     body = SplitBody(
         chain_hash(model),
         split,
-        choice.averager(split, _failed(known, parent)),
+        choice.averager(split),
         shares_of(model, split),
         figures,
         known.from_round,
         known.start,
         stretch,
         shut_out,
+        seen,
     )
     return successor(job, snapshots, body, proposer, parent)
 
@@ -223,8 +230,11 @@ def _continues(plan: Plan, parent: Plan | None) -> bool:
     """Whether the plan may follow its parent. It may begin before it: what was lost with a peer is done again."""
     if parent is None:
         return True
-    listed = {each.peer: each.times for each in body_of(plan).shut_out}
-    goes_on = all(listed.get(each.peer, 0) >= each.times for each in body_of(parent).shut_out)
+    before, after = body_of(parent), body_of(plan)
+    listed = {each.peer: each.times for each in after.shut_out}
+    goes_on = all(listed.get(each.peer, 0) >= each.times for each in before.shut_out)
+    listed = {each.peer: each.times for each in after.seen}
+    goes_on = goes_on and all(listed.get(each.peer, 0) >= each.times for each in before.seen)
     return goes_on and body_of(parent).chain == body_of(plan).chain and is_successor(plan, parent)
 
 
@@ -235,7 +245,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: SplitBody) -> boo
         return False
     if body.shares != shares_of(model, split):
         return False
-    if not are_usable(model, plan, body.figures):
+    if not are_usable(model, plan, body.figures) or not are_bounded(model, plan, body):
         return False
     cuts = {index + 1 for index, block in enumerate(model.blocks[:-1]) if block.cut_after}
     if any(unit.cut not in cuts | {len(model.blocks)} for unit in split.units):
@@ -246,6 +256,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: SplitBody) -> boo
     left_out = set(choice.owners) - owners
     if not owners <= set(choice.owners) or not all(choice.is_unable(owner) for owner in left_out):
         return False
+    choice = choice.averaged_by(split, body.averager)
     if split_of(job).strategy != "planned":
         return replace(choice.best(), standby=split.standby) == split
     now, alone = choice.today(split), choice.alone(owners)

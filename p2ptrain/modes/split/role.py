@@ -48,6 +48,7 @@ from p2ptrain.modes.split.plan import body_of, needs_of, rates_of
 from p2ptrain.modes.split.rounds import states as at
 from p2ptrain.modes.split.rounds.blames import HARMLESS, NOT_GIVEN, Blames
 from p2ptrain.modes.split.rounds.end import RoundEnd
+from p2ptrain.modes.split.rounds.paces import Paces
 from p2ptrain.modes.split.rounds.progress import Progress
 from p2ptrain.modes.split.rounds.saved import SavedStates
 from p2ptrain.modes.split.rules import SplitRules
@@ -81,7 +82,8 @@ class SplitRole:
         self._blames, self._restarts = Blames(group), Restarts(group)
         self.progress = Progress(group, self.replicas, job.training.rounds)
         self.is_complete, self.ends_round = self.progress.is_complete, self.progress.ends_round
-        self._machines: tuple[Machine, ...] = (self.replicas, self._links)
+        self._paces = self._traffic.watch = Paces(group, lambda: self._links.model, self._links.measure_again)
+        self._machines: tuple[Machine, ...] = (self.replicas, self._links, self._paces)
         self._state: at.State = at.Idle()
         self._trained: Plan | None = None
         """The plan whose units the trainer holds."""
@@ -99,19 +101,21 @@ class SplitRole:
             is_between_rounds=self.progress.is_between_rounds,
             is_lost=lambda record: self.progress.is_lost(record) or record.peer in self._blames.counted(),
             blames=self._blames.counted,
+            paces=self._paces.counted,
+            elapsed_s=self.progress.elapsed_s,
             current=lambda: self.plan,
         )
         self.handlers: Mapping[type, Handler] = self._links.handlers
         self._trainer_events: Mapping[type, Handler] = {
             **self._links.trainer_events,
-            SendStageMessage: self._send,
+            SendStageMessage: self._traffic.send,
             Taken: self._taken,
             c.Progress: self._progressed,
             c.Following: self._following,
             UnitsHalted: self._halted,
             UpdateDrawnIn: self._end.drawn_in,
             UpdateRefused: self._update_refused,
-            UnitRefused: self._unit_refused,
+            UnitRefused: self._blames.unit_refused,
             c.SnapshotRefused: self._refused,
             c.TrainerFailed: self._failed,
         }
@@ -158,11 +162,12 @@ class SplitRole:
         self._state = at.Lost() if is_lost else at.Idle()
         self.replicas.begin(plan)
         self.progress.begin(plan, name, now)
+        self._paces.begin(plan, name)
         blames = self._blames.begin(plan, now)
         part = plan.part_of(group.own_id)
         self.part = part.index if part is not None and not is_lost else m.NO_PART
         effects: Effects = [KeepPlan(plan), *blames, *self._end.stop(now)]
-        effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part)
+        effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part, helper_s=0.0)
         effects += self._links.plan_adopted(has_work=part is not None, now=now)
         effects += self.members_changed(now)
         if not group.own.profile or is_lost or isinstance(self._state, at.Finished):
@@ -175,7 +180,7 @@ class SplitRole:
         effects = [*self.replicas.members_changed(now), *self._end.averaging.look(now)]
         if self.progress.look(now) | self._blames.look():
             effects.append(Reconsider())
-        effects += [*self._next_round(now), *self._gather(now)]
+        effects += [*self._paces.look(now), *self._next_round(now), *self._gather(now)]
         return effects + self._links.members_changed(now)
 
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
@@ -253,9 +258,6 @@ class SplitRole:
         handler = self._trainer_events.get(type(event))
         return handler(event, now) if handler is not None else []
 
-    def _send(self, event: SendStageMessage, now: float) -> Effects:
-        return self._traffic.send(event, now) if event.epoch == self._traffic.epoch else []
-
     def _progressed(self, event: c.Progress, now: float) -> Effects:
         return self._reports.progress(event, self._helper(), now)
 
@@ -289,6 +291,7 @@ class SplitRole:
         effects += [ReleaseBlob(h.blob) for h in self._missing.given() if not self.replicas.is_kept(h.blob)]
         effects += self._end.begin(plan, event.round + 1, now)
         self._traffic.used(now)
+        self._paces.round_begun(now)
         return effects + list(group.say(now, phase="training", round=event.round))
 
     def _halted(self, event: UnitsHalted, now: float) -> Effects:
@@ -327,7 +330,7 @@ class SplitRole:
         said = group.say(now, step=event.step, loss=loss, sent=sent)
         if self.progress.is_late():
             said += self._links.measure_again(rates_of(body_of(plan).split, group.own_id), now)
-        return [*said, *self._end.update_made(plan, event, blob, num_bytes, now)]
+        return [*said, *self._paces.round_over(now), *self._end.update_made(plan, event, blob, num_bytes, now)]
 
     def _piece_made(self, event: PieceMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         effects = self._end.piece_made(self.plan, event, blob, num_bytes) if self.plan is not None and blob else []
@@ -345,11 +348,6 @@ class SplitRole:
         fields = (("peer", event.peer or "all together"), ("round", event.round), ("detail", event.detail[:200]))
         blame = self._blames.say(event.peer, event.round, event.detail, now) if event.peer else self._lose(now)
         return [Note("update-refused", fields), *blame]
-
-    def _unit_refused(self, event: UnitRefused, now: float) -> Effects:
-        if self.plan is None or event.epoch != self.plan.epoch:
-            return []
-        return self._blames.say(event.owner, event.round + 1, event.detail, now)
 
     def _taken(self, event: Taken, now: float) -> Effects:
         """What is refused is not sent again, so its unit can't end the round."""

@@ -10,6 +10,7 @@ from p2ptrain.core.stages.rules import NOT_MEASURED, StageRules, search
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import StartPiece, body_of, read_plan
 from p2ptrain.modes.split.planner import Known, first_plan, follows, next_plan
+from p2ptrain.modes.split.rounds.paces import FAR
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.wire.messages import Blame, Record
 
@@ -26,6 +27,10 @@ class SplitRules(StageRules):
     """Whether little is lost with a change of plan now: a round has only just begun."""
     blames: Callable[[], Mapping[PeerId, tuple[PeerId, Blame]]] = dict
     """Whose work under the plan in force was of no use."""
+    paces: Callable[[], Mapping[PeerId, float]] = dict
+    """Helpers under the plan in force that are slower than planned: seconds of a sample."""
+    elapsed_s: Callable[[], float] = lambda: 0.0
+    """Of the round under way, unless it has only just begun."""
     current: Callable[[], Plan | None] = lambda: None
     """The plan in force."""
 
@@ -36,10 +41,15 @@ class SplitRules(StageRules):
         return follows(self.job, self.model(), plan, parent)
 
     def is_beginning(self, current: Plan | None, members: Sequence[Record]) -> bool:
-        """Who comes waits for the end of the round under way; who is gone, or has lost its work, is not waited for."""
-        if current is None or self.is_between_rounds():
+        """Who comes waits for the end of the round under way; who is gone, or has lost its work, is not waited for, and
+        who has become much slower may not be."""
+        if current is None or self.is_between_rounds() or self.paces():
             return False
-        return self.present(members).issuperset(current.trainers())
+        planned = {each.peer: FAR * each.slowdown for each in body_of(current).figures}
+        trainers = current.trainers()
+        if any(each.peer in trainers and each.slowdown >= planned[each.peer] for each in members):
+            return False
+        return self.present(members).issuperset(trainers)
 
     def question(self, current: Plan | None, members: Sequence[Record]) -> PlanWork[Plan]:
         job, proposer, model = self.job, self.own_id, self.model()
@@ -48,7 +58,7 @@ class SplitRules(StageRules):
         peers = self.measured(model, members)
         from_round, start = self.newest()
         lost = tuple(record.peer for record in members if self.is_lost(record))
-        known = Known(from_round, start, lost, self.round_s(), self.blames())
+        known = Known(from_round, start, lost, self.round_s(), self.blames(), self.paces(), self.elapsed_s())
 
         def find() -> Plan | None:
             if current is None:
@@ -77,13 +87,16 @@ class SplitRules(StageRules):
         return replace(plan, epoch=epoch, body=replace(body_of(plan), from_round=from_round, start=start))
 
     def accepts(self, plan: Plan) -> bool:
-        """Who is shut out anew is one that is blamed."""
+        """Who is shut out anew is one that is blamed, and who is slower than it says is said to be so by others."""
         current = self.current()
         if current is None or plan.parent != current.hash:
             return True
-        before = {each.peer: each.times for each in body_of(current).shut_out}
-        anew = {e.peer for e in body_of(plan).shut_out if e.times > before.get(e.peer, 0)}
-        return anew <= self.blames().keys()
+        before, after = body_of(current), body_of(plan)
+        times = {each.peer: each.times for each in before.shut_out}
+        if not {e.peer for e in after.shut_out if e.times > times.get(e.peer, 0)} <= self.blames().keys():
+            return False
+        known = {(each.peer, each.times, each.sample_s) for each in before.seen}
+        return {e.peer for e in after.seen if (e.peer, e.times, e.sample_s) not in known} <= self.paces().keys()
 
     def is_torn(self, current: Plan, members: Sequence[Record]) -> bool:
         return not self.forms(current, members) and not self.present(members).issuperset(current.trainers())

@@ -20,6 +20,9 @@ from p2ptrain.planning.split.units import SplitPlan, Unit
 if TYPE_CHECKING:
     from p2ptrain.learning.pipeline.training import StageUse
 
+LONG_S = 10.0
+"""From one look to the next at most: who is overloaded in a long round says so before that is over."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
@@ -62,9 +65,9 @@ class UnitsUse:
         """A round is begun, after so many seconds in which there was nothing to do."""
         self._at = self._at + idle_s if self._steps else now
 
-    def is_due(self, steps: int) -> bool:
-        """After so many batches under this plan, all units' together."""
-        return steps - self._steps >= self._look_after
+    def is_due(self, steps: int, now: float) -> bool:
+        """After so many batches under this plan, all units' together; where they take long, in the midst of one."""
+        return steps - self._steps >= self._look_after or (self._is_warm and now - self._at >= LONG_S)
 
     def look(self, steps: int, now: float, uses: Mapping[str, StageUse]) -> StageUsed | None:
         """What was computed since the last look. None where that is nothing to go by."""

@@ -11,7 +11,7 @@ from p2ptrain.core.plan import Plan, unlearnt_classes
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split import cover
 from p2ptrain.modes.split.config import split_of
-from p2ptrain.modes.split.plan import Run, ShutOut, body_of, needs_of, rates_of, workers
+from p2ptrain.modes.split.plan import Run, SeenPace, ShutOut, body_of, needs_of, rates_of, workers
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
 from p2ptrain.planning.split.pairing import choices
 from p2ptrain.planning.split.units import SplitPlan, Unit
@@ -80,12 +80,22 @@ def plan_lines(plan: Plan, job: Job) -> list[str]:
         share = load_s / max(split.round_s, load_s, 1e-9)
         lines.append(f"{helper} helps {whom}: {load_s:.3g} s of each round, {100 * share:.0f} % of it")
     lines += words_of_pairs(plan)
-    return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan)]
+    return lines + [f"{each.peer} is {each.words}" for each in _counted(plan)]
 
 
 def _shut_out(plan: Plan) -> list[ShutOut]:
     body = body_of(plan)
     return [each for each in body.shut_out if body.is_shut_out(each.peer)]
+
+
+def _seen(plan: Plan) -> list[SeenPace]:
+    """Whose word on their speed does not count."""
+    body = body_of(plan)
+    return [each for each in body.seen if each.until_round > body.from_round]
+
+
+def _counted(plan: Plan) -> list[ShutOut | SeenPace]:
+    return [*_shut_out(plan), *_seen(plan)]
 
 
 def _rates(unit: Unit) -> str:
@@ -110,6 +120,7 @@ def plan_plain(plan: Plan) -> Mapping[str, Any]:
         "exchange_s": split.exchange_s,
         "stretch": body.stretch,
         "shut_out": [to_plain(each) for each in _shut_out(plan)],
+        "seen": [to_plain(each) for each in _seen(plan)],
     }
 
 
@@ -205,7 +216,7 @@ def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     lines = [f"activations of this device's samples, and {what}, go to {helper}{stay}" for helper in helpers]
     lines += unlearnt_classes(plan, job, [unit.owner for unit in split.units])
     lines += words_of_pairs(plan)
-    return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan) if each.peer != own]
+    return lines + [f"{each.peer} is {each.words}" for each in _counted(plan) if each.peer != own]
 
 
 def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerId], *, has_all: bool = False) -> str:

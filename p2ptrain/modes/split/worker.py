@@ -283,8 +283,8 @@ class UnitsWorker:
     def _look(self, units: Units | SharedUnits) -> None:
         """How the time goes, now and then."""
         steps = self._steps + units.num_steps
-        if self._use is not None and self._use.is_due(steps):
-            said = self._use.look(steps, time.monotonic(), units.use())
+        if self._use is not None and self._use.is_due(steps, now := time.monotonic()):
+            said = self._use.look(steps, now, units.use())
             if said is not None:
                 self._say(said)
 

@@ -79,6 +79,8 @@ class SplitTask:
     """Those that a plan may choose from."""
     keeps_copies: bool = True
     """Whether a round is over only when a second peer has each block of what comes of it."""
+    failed: frozenset[str] = frozenset()
+    """Who was to average, and could not."""
 
     @property
     def owners(self) -> tuple[SplitPeer, ...]:

@@ -51,3 +51,15 @@ def test_samples_are_unlike_where_the_benchmark_says_so() -> None:
     _, *weak = split_unlike.devices_of(True)
     named = [name for device in weak for name in device.classes]
     assert all(len(device.classes) == 2 for device in weak) and len(set(named)) == 8
+
+
+def test_a_row_tells_of_the_cases_that_were_measured() -> None:
+    def case(name: str, **figures: float) -> dict[str, object]:
+        return {"case": name, "figures": {k: dict.fromkeys(("median", "low", "high"), v) for k, v in figures.items()}}
+
+    planned = case(split.PLANNED, round_s=2.0, times_alone=7.0, measured_of_predicted=1.0)
+    cells = split.FIGURES.rows[0].cells(
+        {"cases": [planned, case("all alone", round_s=14.0, measured_of_predicted=0.9)]}
+    )
+    assert cells[1] == "2.0 s; 7.0 times all alone; 1.00"
+    assert cells[2].strip() == "all alone: 14.0 s, 0.90 of predicted."

@@ -37,7 +37,7 @@ DATA = b"\x08" + bytes(7) + b"{}      "
 RECORD = m.Record(
     BOB, 7, b"k" * 40, "kitchen-pi", ADDRESSES, m.JobId("0123456789abcdef"), (600, 0, 12), (2,), 1.5e9, 4 << 30, 5,
     "cd" * 32, 2, "training", 41, 410, 13120, 1.25, 96.5, 123456, "round 41 from 2 peers", (HOLDING,),
-    12.5e6, 1.75, "ef" * 32, "0f" * 32, (m.LinkFigure(ALICE, 2.5e6, 0.004),), ends_after=42,
+    12.5e6, 1.75, "ef" * 32, "0f" * 32, (m.LinkFigure(ALICE, 2.5e6, 0.004),), helper_s=0.25, ends_after=42,
     looks=(m.LookFigure("0123456789abcdef", 40, 50, 45, 12.5),),
 )  # fmt: skip
 ADMISSION = m.Admission(b"k" * 40, b"f" * 32, b"d" * 40, b"s" * 64, b"")

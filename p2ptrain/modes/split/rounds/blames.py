@@ -12,6 +12,7 @@ from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.split.commands import UnitRefused
 from p2ptrain.modes.split.plan import body_of, workers
 from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import MAX_BLAMES, Blame, Record
@@ -48,6 +49,12 @@ class Blames:
         blame = Blame(PeerId(peer), plan.epoch, round, why[:WHY_CHARACTERS])
         fields = (("peer", peer), ("name", self._group.name_of(PeerId(peer))), ("round", round), ("detail", blame.why))
         return [Note("blamed", fields), *self._group.say(now, blames=(*said, blame))]
+
+    def unit_refused(self, event: UnitRefused, now: float) -> Effects:
+        """A tail of the own trainer can't go on."""
+        if self._plan is None or event.epoch != self._plan.epoch:
+            return []
+        return self.say(event.owner, event.round + 1, event.detail, now)
 
     def counted(self) -> dict[PeerId, tuple[PeerId, Blame]]:
         """By the peer that is blamed, who blames it."""

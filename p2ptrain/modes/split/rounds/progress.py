@@ -54,7 +54,7 @@ class Progress:
 
     def look(self, now: float) -> bool:
         """Another round may have begun. Whether that is worth a look at the plan: ``round_s`` is known for the first
-        time under it, or the time is over for which a peer was shut out."""
+        time under it, or the time is over for which a peer was shut out, or its word on its speed did not count."""
         self._now = now
         newest = self._saved.newest_round()
         if self._plan is None or newest <= self._round:
@@ -63,7 +63,9 @@ class Progress:
         if newest == self._round + 1 and self._round > body_of(self._plan).from_round:
             self._seconds.append(now - self._begun_at)
         before, self._round, self._begun_at = self._round, newest, now
-        is_over = any(before < each.until_round <= newest for each in body_of(self._plan).shut_out)
+        body = body_of(self._plan)
+        until = [*(each.until_round for each in body.shut_out), *(each.until_round for each in body.seen)]
+        is_over = any(before < round <= newest for round in until)
         return is_over or (self.round_s() > 0 and not knew)
 
     def round_s(self) -> float:
@@ -89,6 +91,10 @@ class Progress:
             return False
         early_s = max(EARLY_S, EARLY_PART * (self._seconds[-1] if self._seconds else 0.0))
         return self._now <= self._begun_at + early_s
+
+    def elapsed_s(self) -> float:
+        """Of the round under way; 0 between rounds."""
+        return 0.0 if self._plan is None or self.is_between_rounds() else self._now - self._begun_at
 
     def is_complete(self) -> bool:
         """Whether the last round is finished."""

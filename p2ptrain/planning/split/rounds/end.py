@@ -18,7 +18,7 @@ Invariant: pure; two peers with the same plan and the same figures compute the s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +43,10 @@ def held_by(room: Room, placed: Iterable[Placed]) -> dict[str, Mask]:
     return dict(sorted(held.items()))
 
 
-def averager_of(room: Room, held: Mapping[str, Mask], but: Collection[str] = ()) -> str:
-    """Who averages: where most of it lies already; of equals, the one with the fastest link. Of those in ``but`` only
-    where there is nobody else."""
-    sizes = np.diff(room.block_bytes)
+def averager_of(room: Room, held: Mapping[str, Mask]) -> str:
+    """Who averages: where most of it lies already; of equals, the one with the fastest link. One that failed
+    (``SplitTask.failed``) only where there is nobody else."""
+    sizes, but = np.diff(room.block_bytes), room.task.failed
     return max(held, key=lambda peer: (peer not in but, float(sizes[held[peer]].sum()), room.peers[peer].up, peer))
 
 

@@ -17,7 +17,7 @@ from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.split.choice import choice_of
 from p2ptrain.modes.split.config import SplitConfig
-from p2ptrain.modes.split.plan import BODIES, StartPiece, body_of, bounds_of, needs_of, rates_of, workers
+from p2ptrain.modes.split.plan import BODIES, SeenPace, StartPiece, body_of, bounds_of, needs_of, rates_of, workers
 from p2ptrain.modes.split.planner import Known, first_plan, follows, next_plan, notes
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.split.rounds.handing import carried_s
@@ -143,16 +143,59 @@ def test_who_failed_to_average_does_not_average_again() -> None:
     plan = first_plan(job(), MODEL, room(), HELPER)
     after = next_plan(job(), MODEL, plan, room(), ANNA, Known(2, START, lost=(HELPER,)))
     assert after is not None and body_of(after).averager != HELPER
+    split, figures = body_of(after).split, body_of(after).figures
+    by_others = choice_of(job(), MODEL, after.peers, figures, {HELPER}).today(split)
+    assert by_others is not None and by_others.exchange_s == split.exchange_s, "and is not counted with"
+    by_helper = choice_of(job(), MODEL, after.peers, figures).today(split)
+    assert by_helper is not None and by_helper.exchange_s < split.exchange_s
+    assert follows(job(), MODEL, after, plan)
+
+
+def with_slowdown(slowdown: float) -> list[MeasuredPeer]:
+    helper, *others = room()
+    assert helper.profile is not None
+    return [dataclasses.replace(helper, profile=dataclasses.replace(helper.profile, slowdown=slowdown)), *others]
+
+
+def test_a_helper_that_was_slower_than_it_says_is_planned_with_as_it_was_seen() -> None:
+    """In the midst of a round, and for four rounds from its beginning; the next time for sixteen."""
+    long = dataclasses.replace(job(), training=TrainingConfig(rounds=100, batch_size=32))
+    plan = first_plan(long, MODEL, room(), HELPER)
+    for times, until in ((1, 4), (2, 4 + 16)):
+        known = Known(4 * (times - 1), START if times > 1 else (), paces={HELPER: 0.5}, elapsed_s=1.0)
+        after = next_plan(long, MODEL, plan, room(), ANNA, known)
+        assert after is not None and HELPER not in body_of(after).split.helpers
+        assert body_of(after).seen == (SeenPace(HELPER, 0.5, times, until),)
+        assert follows(long, MODEL, after, plan) and plan_from_json(after.to_json(), BODIES) == after
+        lied = changed(after, figures=body_of(plan).figures)
+        assert not follows(long, MODEL, lied, plan), "faster than it was seen"
+        assert times == 1 or not follows(long, MODEL, changed(after, seen=()), plan), "what is known is not forgotten"
+        assert next_plan(long, MODEL, after, room(), ANNA, Known(until - 1, START)) is None
+        again = next_plan(long, MODEL, after, room(), ANNA, Known(4, START)) if until == 4 else None
+        plan = again or after
+        assert (HELPER in body_of(plan).split.helpers) == bool(again)
+
+
+def test_who_says_that_it_is_slow_is_believed() -> None:
+    plan = first_plan(job(), MODEL, room(), HELPER)
+    pace = 6 * 3 * 1e-5
+    known = Known(1, START, paces={HELPER: 3000 * pace}, elapsed_s=1.0)
+    after = next_plan(job(), MODEL, plan, with_slowdown(2500.0), ANNA, known)
+    assert after is not None and HELPER not in body_of(after).split.helpers and body_of(after).seen == ()
+
+
+def test_a_round_under_way_is_dropped_only_for_one_that_is_over_sooner() -> None:
+    plan = first_plan(job(), MODEL, room(), HELPER)
+    slow_s = 320 * 0.5
+    for elapsed_s, is_dropped in ((1.0, True), (slow_s / 2, True), (slow_s - 3.0, False)):
+        known = Known(1, START, paces={HELPER: 0.5}, elapsed_s=elapsed_s)
+        assert (next_plan(job(), MODEL, plan, room(), ANNA, known) is not None) == is_dropped
+    late = [*room(), peer(PeerId("d" * 16), 1e-3, SAMPLES)]
+    assert next_plan(job(), MODEL, plan, late, ANNA, Known(1, START, elapsed_s=1.0)) is None
 
 
 def test_a_slower_helper_makes_another_plan_only_for_a_gain() -> None:
     plan = first_plan(job(), MODEL, room(), HELPER)
-
-    def with_slowdown(slowdown: float) -> list[MeasuredPeer]:
-        helper, *others = room()
-        assert helper.profile is not None
-        return [dataclasses.replace(helper, profile=dataclasses.replace(helper.profile, slowdown=slowdown)), *others]
-
     assert next_plan(job(), MODEL, plan, with_slowdown(1.02), HELPER, Known(2, START)) is None
     after = next_plan(job(), MODEL, plan, with_slowdown(500.0), HELPER, Known(2, START))
     assert after is not None and HELPER not in body_of(after).split.helpers

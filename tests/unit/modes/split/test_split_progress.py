@@ -15,7 +15,7 @@ def under_a_plan(monkeypatch: pytest.MonkeyPatch, round_s: float) -> tuple[Progr
     saved: Any = SimpleNamespace(newest_round=lambda: 0)
     monkeypatch.setattr(progress, "body_of", lambda plan: plan)
     found = Progress(SimpleNamespace(), saved, 100)  # type: ignore[arg-type]
-    plan: Any = SimpleNamespace(from_round=0, shut_out=(), stretch=1.0, split=SimpleNamespace(round_s=round_s))
+    plan: Any = SimpleNamespace(from_round=0, shut_out=(), seen=(), stretch=1.0, split=SimpleNamespace(round_s=round_s))
     found.begin(plan, "a plan", 0.0)
     return found, plan
 
