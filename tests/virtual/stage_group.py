@@ -174,7 +174,7 @@ def told_untruly(room: Room) -> list[tuple[int, int, int, int]]:
 
 
 def _is_true(told: list[int], lost: int, others: list[int]) -> bool:
-    """``told``: by plan. All of it or the last is what was lost here; or the last is what others lost, and the rest is."""
+    """``told``: by plan. All of it, or the last, is what was lost here; or what others lost, the rest one's own."""
     *before, last = told
     rest = sum(before)
     if min(abs(last - lost), abs(rest + last - lost)) <= TOLD_SLACK:
