@@ -215,7 +215,7 @@ class Night:
                 lambda: self.fill("laptop"),
                 lambda: self.empty("laptop"),
                 ("laptop",),
-                ("storage-full",),
+                ("storage-full", "storage-works"),  # its journal is on that disk, too: the first may have no room
             ),
             Hardship(
                 "the board leaves, and comes back",

@@ -134,11 +134,11 @@ async def spend(night: Night, minutes: float, say: Callable[[str], None], wrong:
             while not told(night, hardship, at) and time.monotonic() < told_by:
                 await asyncio.sleep(0.5)
                 watch.look(snapshot_status(node))
+            hardship.end()
+            await until_all_train(PATIENCE_S, f"after {hardship.name!r}", further=True)
             if not told(night, hardship, at):
                 untold += 1
                 wrong.append(f"{hardship.name}: no line about it on {' and '.join(hardship.by)}")
-            hardship.end()
-            await until_all_train(PATIENCE_S, f"after {hardship.name!r}", further=True)
             await asyncio.sleep(pause_s)
             number += 1
             growth.look(use_of(night))
