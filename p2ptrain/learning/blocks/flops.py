@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from p2ptrain.errors import JobError
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.building import READS_TOKENS, refuse_odd
-from p2ptrain.learning.own.copying import copied
+from p2ptrain.learning.own.copying import copied, tensors_in
 
 COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
 COMPUTED_BYTES = 64 << 20
@@ -164,11 +164,21 @@ def meta_twin(model: nn.Module) -> nn.Module:
 
 def fake_twin(model: nn.Module) -> nn.Module:
     """The same, which takes itself for one on the CPU. Needs an active ``FakeTensorMode``."""
-    return _twin(model, lambda t: torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="cpu"))
+
+    def like(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+    plain: dict[int, object] = {}
+    """Tensors that are plain attributes: such a mode refuses to copy them, and torch tells of it at length."""
+    for module in model.modules():
+        for value in vars(module).values():
+            dense = (t for t in tensors_in(value) if t.layout == torch.strided and not (t.is_nested or t.is_quantized))
+            plain |= {id(tensor): like(tensor) for tensor in dense}
+    return _twin(model, like, plain)
 
 
-def _twin(model: nn.Module, like: Callable[[Tensor], Tensor]) -> nn.Module:
-    memo: dict[int, object] = {}
+def _twin(model: nn.Module, like: Callable[[Tensor], Tensor], memo: dict[int, object] | None = None) -> nn.Module:
+    memo = memo or {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(like(parameter), requires_grad=parameter.requires_grad)
     for buffer in model.buffers():

@@ -80,6 +80,11 @@ def class_folders(tree: Tree, kind: Kind) -> tuple[dict[Split, ByClass], list[st
                 )
             split, parts = found, parts[1:]
         if len(parts) > 2 and parts[-1]:
+            if not has_splits and _split_of(parts[0]):
+                raise DataError(
+                    f"{where}: there is no train/ beside {parts[0]}/; to read {parts[0]}/ alone, name that folder "
+                    "itself, with its class folders"
+                )
             raise DataError(f"{where}: nested too deep; {_LAYOUT}")
         if not parts[-1]:
             if len(parts) == 2:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from p2ptrain.learning.blocks.flops import Flops, memory_bytes, training_flops
+from p2ptrain.learning.blocks.flops import Flops, fake_twin, memory_bytes, training_flops
 from p2ptrain.learning.models import build_model
 from p2ptrain.learning.submodels.decoupling import Decoupling
 
@@ -109,3 +110,12 @@ def test_a_small_models_count_is_that_of_a_large_one(
     assert torch.equal(torch.get_rng_state(), generator)
     monkeypatch.setattr("p2ptrain.learning.blocks.flops.COMPUTED_BYTES", -1)
     assert training_flops(model, shape) == computed != Flops(0, 0)
+
+
+def test_tensors_that_are_plain_attributes_are_no_obstacle_to_a_model_without_numbers() -> None:
+    model = build_model("lenet", input_shape=(1, 8, 8), num_classes=2)
+    vars(model)["seen"], vars(model)["defaults"] = torch.ones(3), {"seen": [torch.ones(2, 4).T]}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        twin = fake_twin(model)
+    assert isinstance(twin.seen, FakeTensor) and twin.seen.shape == (3,)
+    assert twin.defaults["seen"][0].stride() == (1, 4) and model.seen.sum() == 3

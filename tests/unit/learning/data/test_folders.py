@@ -91,6 +91,7 @@ def test_numbers_sort_as_numbers(tmp_path: Path) -> None:
         ({"cat/": b""}, "cat: class folder without image files"),
         ({"1.png": b""}, r"1\.png: not in a class folder"),
         ({"dog/a/b.png": b""}, r"dog/a/b\.png: nested too deep"),
+        ({"test/dog/b.png": b""}, r"no train/ beside test/; to read test/ alone, name that folder itself"),
         ({"dog/a.heic": b""}, r"dog/a\.heic: not image data that can be read; expected \.apng, \.bmp"),
     ],
 )
