@@ -42,6 +42,9 @@ MAX_HEARD = 20_000
 """Names, of one asking. zeroconf remembers each for up to 75 minutes (some 2 kB), and asks for it again: after so many
 everything is forgotten, and asked for anew."""
 MAX_OTHERS = 64
+MANY = 20
+"""Addresses that Linux lets one socket listen on for multicast, unless it is told otherwise."""
+_ALLOWS_MORE = "this system may allow more with `sysctl net.ipv4.igmp_max_memberships=1024`"
 _FAILURES = (OSError, Error, TimeoutError, RuntimeError, ValueError)
 """What zeroconf raises where a network, or what others send in it, is not as it should be."""
 MAX_SHOWN = 64
@@ -172,7 +175,8 @@ class Discovery:
             # Its name is random, so that nobody needs to be asked whether it is taken.
             registered = self._zeroconf.async_register_service(self._own_service(), cooperating_responders=True)
             await (await registered)
-        return working, f"can't be used on {', '.join(left)} for now" if left else ""
+        more = f"; {_ALLOWS_MORE}" if len(working) >= MANY else ""
+        return working, f"can't be used on {', '.join(left)} for now{more}" if left else ""
 
     async def _opened(self) -> AsyncZeroconf:
         v4 = [each for each in self._interfaces if ":" not in each]

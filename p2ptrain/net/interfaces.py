@@ -1,7 +1,8 @@
 """The addresses of this device that others may dial.
 
-Invariant: what others can reach comes first. Never ``gethostbyname(gethostname())``, which on many systems is a
-loopback address. An IPv6 link-local address has its interface's name in it (``fe80::1%eth0``).
+Invariant: what others can reach comes first, as others are told of some only, and some systems let a program use some
+only for multicast. Never ``gethostbyname(gethostname())``, which on many systems is a loopback address. An IPv6
+link-local address has its interface's name in it (``fe80::1%eth0``).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _OVERLAYS = ("tailscale", "wg", "tun", "tap", "zt", "utun", "ppp", "nebula", "aw
 _BRIDGES = ("docker", "veth", "virbr", "podman", "cni", "lxc", "lxd", "incus", "vmnet", "vboxnet", "flannel", "cali")
 _DOCKER_BRIDGE = re.compile(r"br-[0-9a-f]{12}")
 """A network that someone made with docker; a router's `br-lan` is the LAN itself."""
-_SIOCGIFFLAGS, _LOOPBACK, _POINT_TO_POINT, _MULTICAST = 0x8913, 0x8, 0x10, 0x1000
+_SIOCGIFFLAGS, _LOOPBACK, _POINT_TO_POINT, _RUNNING, _MULTICAST = 0x8913, 0x8, 0x10, 0x40, 0x1000
 """As of Linux's netdevice(7)."""
 _TAILSCALE = ipaddress.ip_network("100.64.0.0/10")
 
@@ -87,7 +88,9 @@ def all_addresses() -> list[InterfaceAddress]:
     except (OSError, ValueError):  # containers and Android may forbid the question; or a name is no text
         return _guessed_addresses()
     found = []
-    tunnels = _tunnels([adapter.nice_name for adapter in adapters])
+    known = _flags([adapter.nice_name for adapter in adapters])
+    tunnels = {name for name, flags in known.items() if flags & _POINT_TO_POINT or not flags & (_MULTICAST | _LOOPBACK)}
+    unplugged = {name for name, flags in known.items() if not flags & _RUNNING}
     for adapter in adapters:
         for ip in adapter.ips:
             address = ip.ip if isinstance(ip.ip, str) else ip.ip[0].partition("%")[0]
@@ -101,7 +104,7 @@ def all_addresses() -> list[InterfaceAddress]:
                     continue
                 address = f"{address}%{adapter.nice_name}"
             found.append(InterfaceAddress(adapter.nice_name, address, ip.network_prefix, kind))
-    return sorted(found, key=lambda each: (_PREFERENCE.index(each.kind), each.is_v6))
+    return sorted(found, key=lambda e: (_PREFERENCE.index(e.kind), e.interface in unplugged, e.is_v6))
 
 
 def _guessed_addresses() -> list[InterfaceAddress]:
@@ -115,20 +118,19 @@ def _guessed_addresses() -> list[InterfaceAddress]:
     return [*(each for each in found if each.kind != "loopback"), InterfaceAddress("lo", "127.0.0.1", 8, "loopback")]
 
 
-def _tunnels(interfaces: Iterable[str]) -> set[str]:
-    """Those that lead to one other device only, or pass no multicast, whatever somebody has called them."""
+def _flags(interfaces: Iterable[str]) -> dict[str, int]:
+    """What the system says of each, whatever somebody has called it: whether it leads to one other device only, passes
+    multicast, has a cable or a network. Nothing where that is not known."""
     if sys.platform != "linux":
-        return set()
+        return {}
     import fcntl
 
-    found = set()
+    found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for name in interfaces:
             with contextlib.suppress(OSError):  # it has just gone
                 answer = fcntl.ioctl(asked, _SIOCGIFFLAGS, struct.pack("40s", name.encode()))
-                (flags,) = struct.unpack_from("H", answer, 16)
-                if flags & _POINT_TO_POINT or not flags & (_MULTICAST | _LOOPBACK):
-                    found.add(name)
+                (found[name],) = struct.unpack_from("H", answer, 16)
     return found
 
 

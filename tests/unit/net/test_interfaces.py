@@ -13,10 +13,11 @@ import pytest
 
 from p2ptrain.net import interfaces
 
-UP, BROADCAST, LOOPBACK, POINT_TO_POINT, MULTICAST = 0x1, 0x2, 0x8, 0x10, 0x1000
+UP, BROADCAST, LOOPBACK, POINT_TO_POINT, RUNNING, MULTICAST = 0x1, 0x2, 0x8, 0x10, 0x40, 0x1000
 FLAGS = {
     "lo": UP | LOOPBACK,
-    "eth0": UP | BROADCAST | MULTICAST,
+    "lab-bridge": UP | BROADCAST | MULTICAST,
+    "eth0": UP | BROADCAST | RUNNING | MULTICAST,
     "office": UP | POINT_TO_POINT | MULTICAST,
     "mesh": UP | BROADCAST,
     "docker0": UP | BROADCAST,
@@ -41,10 +42,13 @@ def test_a_tunnel_is_one_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) 
     found = {each.interface: each.kind for each in interfaces.all_addresses()}
     assert found == {
         "lo": "lan",  # by its address here
+        "lab-bridge": "lan",
         "eth0": "lan",
         "just-gone": "lan",
         "office": "overlay",
         "mesh": "overlay",
         "docker0": "bridge",
     }
-    assert [each.interface for each in interfaces.all_addresses()][-2:] == ["mesh", "docker0"], "best first"
+    order = [each.interface for each in interfaces.all_addresses()]
+    assert order.index("eth0") < order.index("lab-bridge"), "what has no cable comes later"
+    assert order[-2:] == ["mesh", "docker0"], "best first"
