@@ -153,9 +153,9 @@ def told_untruly(room: Room) -> list[tuple[int, int, int, int]]:
     Of stages that the trainers who are here now began after another one. What is told goes by the news of all trainers,
     who may be a batch further, or one that is behind. Who had no stage meanwhile was told of what others lost, too.
     """
+    given_up = {device: dict(trainer(device).given_up) for device in room.on() if device.trainer is not None}
     found = []
-    for device in room.on():
-        lost = dict(trainer(device).given_up) if device.trainer is not None else {}
+    for device, lost in given_up.items():
         told = [0]  # since the last stage began, by plan
         for _, note in device.notes:
             fields = dict(note.fields)
@@ -166,10 +166,20 @@ def told_untruly(room: Room) -> list[tuple[int, int, int, int]]:
                     told[-1] += int(fields["batches"])
                 case "training":
                     epoch = int(fields["epoch"])
-                    if epoch in lost and min(abs(each - lost[epoch]) for each in (told[-1], sum(told))) > TOLD_SLACK:
+                    others = [theirs[epoch] for theirs in given_up.values() if epoch in theirs]
+                    if epoch in lost and not _is_true(told, lost[epoch], others):
                         found.append((device.number, epoch, sum(told), lost[epoch]))
                     told = [0]
     return found
+
+
+def _is_true(told: list[int], lost: int, others: list[int]) -> bool:
+    """``told``: by plan. All of it, or the last, is what was lost here; or what others lost, the rest one's own."""
+    *before, last = told
+    rest = sum(before)
+    if min(abs(last - lost), abs(rest + last - lost)) <= TOLD_SLACK:
+        return True
+    return rest > 0 and abs(rest - lost) <= TOLD_SLACK and any(abs(last - other) <= TOLD_SLACK for other in others)
 
 
 def under_way(room: Room, after: int) -> Callable[[], bool]:
