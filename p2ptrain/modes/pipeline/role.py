@@ -172,10 +172,12 @@ class PipelineRole:
             is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
         has_halted = isinstance(self._state, Gathering)
-        self._state = Lost() if is_lost else Idle()
         self.progress.begin(plan, name, now)
         self._way_back.begin(plan)
         part = plan.part_of(group.own_id)
+        # Others have done batches by it, which takes all of its peers: this one did, too, and has lost all since.
+        is_lost |= self._trained is None and part is not None and self.progress.begun() is not None
+        self._state = Lost() if is_lost else Idle()
         self.part = part.index if part is not None and not is_lost else m.NO_PART
         effects: Effects = [KeepPlan(plan), *told, *self.replicas.epoch_changed(plan.epoch, now)]
         gone_back = {} if self.progress.leads_on else {"step": body.from_step}
