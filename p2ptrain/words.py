@@ -90,10 +90,15 @@ def listed(names: Iterable[str], limit: int = 8, width: int = 40) -> str:
 
 
 def told_apart(names: Mapping[str, str]) -> dict[str, str]:
-    """What people call peers, by their ids: their names; with the beginning of its id where several have one name."""
-    known = Counter(names.values())
+    """What people call peers, by their ids: their names; with the beginning of its id where several begin alike.
+
+    The first 32 characters tell them apart.
+    """
+    short = {peer: clean(name, 25) for peer, name in names.items()}
+    known = Counter(short.values())
     return {
-        peer: (name if known[name] == 1 else f"{name} {peer[:6]}") if name else peer for peer, name in names.items()
+        peer: (name if known[short[peer]] == 1 else f"{short[peer]} {peer[:6]}") if name else peer
+        for peer, name in names.items()
     }
 
 

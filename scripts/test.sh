@@ -19,9 +19,13 @@ trap 'kill $types 2> /dev/null || true; rm -f "$said"' EXIT
 # else that pytest ends with (stopped, an error of its own) is final, as then not all tests ran. Files are begun in the
 # order that tests/conftest.py gives them.
 files="--dist loadfile --no-loadscope-reorder"
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 $files tests/unit tests/virtual
-wait $types || { cat "$said"; exit 1; }
+status=0
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 $files tests/unit tests/virtual ||
+  status=$?
+wait $types || status=1
+trap 'rm -f "$said"' EXIT
 cat "$said"
+[ $status -eq 0 ] || exit $status
 together="tests/sockets tests/processes"
 .venv/bin/python -m pytest --cache-clear --numprocesses 3 $files $together ||
   { [ $? -eq 1 ] && .venv/bin/python -m pytest --last-failed --last-failed-no-failures none $together; }

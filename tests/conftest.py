@@ -20,7 +20,8 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each wait of those of real peers has its own deadline, which a machine may need that is much overloaded."""
+    """The longest files first. Tests of real peers have ten minutes each: every wait of theirs has a deadline of its
+    own, all of which an overloaded machine may need."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     for item in items:

@@ -5,6 +5,7 @@ Invariant: ``job new`` only writes files that ``load_job`` reads back, complete,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -261,18 +262,19 @@ def new(
         num = round(source.num_samples("train") * (1.0 if source.num_samples("val") else 1 - job.data.val))
         job = with_settings(job, "training", batch_size=batch_size_for(source.kind, num, job.training))
     job = job.with_table(job.table(mode.config))  # all its keys are in the file, for people
-    if init is not None:
-        if not init.is_file():
-            raise UserError(f"--init {init}: no such file; `p2ptrain attribute` or `p2ptrain harvest` writes one")
-        init = as_safetensors(init, output, force=force)
-        job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=seen_from(output, init)))
-    check_job(job, where="job new")
-    text = commented(job)
-    written = job_from_text(text, output)
-    tell = partial(click.echo, err=is_pipe(output))  # beside a text that is piped on
-    if init is not None and not is_own_code(job.model.name):
-        tell(f"--init: {tried(job, init, None)[1]}")
-    write_text(output, text)
+    with contextlib.ExitStack() as made:
+        if init is not None:
+            if not init.is_file():
+                raise UserError(f"--init {init}: no such file; `p2ptrain attribute` or `p2ptrain harvest` writes one")
+            init = made.enter_context(as_safetensors(init, output, force=force))
+            job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=seen_from(output, init)))
+        check_job(job, where="job new")
+        text = commented(job)
+        written = job_from_text(text, output)
+        tell = partial(click.echo, err=is_pipe(output))  # beside a text that is piped on
+        if init is not None and not is_own_code(job.model.name):
+            tell(f"--init: {tried(job, init, None)[1]}")
+        write_text(output, text)
     job = written
     shape = " x ".join(map(str, job.data.input_shape))
     tell(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")

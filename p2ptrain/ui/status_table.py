@@ -94,7 +94,7 @@ def headline(snapshot: Snapshot) -> str:
         ids = sorted({record.job for record in there if record.job})
         told = "none of them has told its job yet" if len(there) != 1 else "it has told no job yet"
         if ids:
-            told = f"what their job is ({listed(ids)}) has not come here, or is for another version of p2ptrain"
+            told = f"a job ({listed(ids)}) that has not come here, or is for another version of p2ptrain"
         return f"{counted(len(there), 'peer')}; {told}"
     lines = [
         f"job {clean(job.name, 40)} ({job.id}): {clean(job.model.name, 60)}, mode {_mode(snapshot)}, "
@@ -102,7 +102,7 @@ def headline(snapshot: Snapshot) -> str:
     ]
     if plan is None:
         has_one = any(record.plan and record.job == job.id for record in there)
-        lines.append("the plan that it follows has not come here yet" if has_one else "no plan yet")
+        lines.append("the group has a plan, which has not come here yet" if has_one else "no plan yet")
     else:
         lines.append(f"plan {plan.hash[:8]}, epoch {epoch_words(plan.epoch)}, parts: {len(plan.parts)}")
         planned = mode_of(job).words.plan_lines(plan, job)
@@ -112,7 +112,7 @@ def headline(snapshot: Snapshot) -> str:
         lines += [f"  {line}" for line in mode_of(job).words.kept_lines(plan, job, within(rounds, members(snapshot)))]
         for record in members(snapshot):
             if beyond := sum(is_beyond(ref, rounds) for ref in record.holdings):
-                words = f"{counted(beyond, 'snapshot')} that {clean(record.name, 24)} tells of"
+                words = f"{counted(beyond, 'snapshot')} that {with_names(snapshot, record.peer)} tells of"
                 lines.append(f"  left out: {words}, of rounds after {rounds}, the job's last")
         lines += [f"  {clean(line, 400)}" for line in look_lines(looks_of(snapshot.records, job.id))]
         lone = unstaffed(snapshot)
@@ -227,7 +227,7 @@ def notes(snapshot: Snapshot, record: Record, *, figures: bool = True) -> list[s
         said.append(f"sent in its last round, Mbit/s: {', '.join(_sent(snapshot, record))}")
     refused = {_REFUSED.get(r, r): n for r, n in snapshot.refused.get(record.peer, {}).items() if r not in HARMLESS}
     if refused:
-        counts = ", ".join(f"{clean(reason, 60)} {n}" for reason, n in sorted(refused.items())[:6])
+        counts = listed((f"{clean(reason, 60)} {n}" for reason, n in sorted(refused.items())), 6, 70)
         said.append(f"refused messages: {counts}")
     return said
 
@@ -244,11 +244,14 @@ def _sent(snapshot: Snapshot, record: Record) -> list[str]:
 
 
 def rows_of(snapshot: Snapshot) -> tuple[list[Record], str]:
-    """Whose rows are shown, and how many of what kind are not ("" = all are). In a large room those that are gone or
-    failed, or wait for something, come before those that do what they should."""
+    """Whose rows are shown, and how many of what kind are not ("" = all are). In a large room those that are missed
+    or failed, or wait for something, come before those that do what they should, and those come before who left."""
 
     def urgency(record: Record) -> int:
-        if snapshot.states.get(record.peer, "alive") != "alive" or record.phase == "failed":
+        state = snapshot.states.get(record.peer, "alive")
+        if state == "left":
+            return 3
+        if state != "alive" or record.phase == "failed":
             return 0
         return 1 if record.waiting_for or record.leaving or record.phase == "waiting" else 2
 

@@ -14,7 +14,7 @@ from p2ptrain.modes.registry import MODES
 from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.ui.status_table import Snapshot, is_here, with_names
 from p2ptrain.wire.messages import Record
-from p2ptrain.words import clean
+from p2ptrain.words import clean, listed
 
 MAX_EVENTS, MAX_ROUNDS = 200, 30
 """All that is kept, and of it ends of rounds, which in a fast group would leave no room for anything else."""
@@ -104,7 +104,7 @@ class Events:
         texts = []
         for part in plan.parts[:MAX_NAMED]:
             what = MODES[plan.mode].words.part_text(plan, job, part.index)
-            who = ", ".join(with_names(snapshot, peer) for peer in part.trainers[:MAX_NAMED]) or "nobody"
+            who = listed((with_names(snapshot, peer) for peer in part.trainers), MAX_NAMED) or "nobody"
             texts.append(with_names(snapshot, f"{who}: {what}"))
         more = f"; {len(plan.parts) - MAX_NAMED} more" if len(plan.parts) > MAX_NAMED else ""
         return f"plan of epoch {epoch_words(plan.epoch)}: {'; '.join(texts)}{more}"

@@ -30,6 +30,8 @@ IN_TERMINAL = ("board",)
 TAKE_S = 0.2
 PATIENCE_S = 240.0
 """For a device that leaves, for a journal's line, and until all train again."""
+LATE_S = 30.0
+"""For a line that may come only when a hardship is over, as where the disk was full to the last byte."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from benchmarks.common import Sample, describe_machine, describe_versions, summa
 
 from lab import host
 from lab.growth import Growth, Use
-from lab.hardships import DATA, NAMES, PATIENCE_S, Hardship, Night
+from lab.hardships import DATA, LATE_S, NAMES, PATIENCE_S, Hardship, Night
 from lab.network import OWN_ADDRESS, Network
 from p2ptrain.api import Status, evaluate, load_model, observing, save_harvest, snapshot_status
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
@@ -119,6 +119,13 @@ async def spend(night: Night, minutes: float, say: Callable[[str], None], wrong:
                         f"{what}: after {timeout_s:.0f} s only {sorted(training)} train, {watch.rounds}"
                     )
 
+        async def until_told(hardship: Hardship, at: float, timeout_s: float) -> bool:
+            give_up = time.monotonic() + timeout_s
+            while not (has_line := told(night, hardship, at)) and time.monotonic() < give_up:
+                await asyncio.sleep(0.5)
+                watch.look(snapshot_status(node))
+            return has_line
+
         await until_all_train(START_S, "at the start", further=True)
         say(f"all train {time.time() - begun:.0f} s after the start")
         hardships = night.hardships()
@@ -130,13 +137,10 @@ async def spend(night: Night, minutes: float, say: Callable[[str], None], wrong:
             at = time.time()
             say(f"{hardship.name} ({watch.rounds})")
             hardship.begin()
-            told_by = time.monotonic() + PATIENCE_S
-            while not told(night, hardship, at) and time.monotonic() < told_by:
-                await asyncio.sleep(0.5)
-                watch.look(snapshot_status(node))
+            await until_told(hardship, at, PATIENCE_S)
             hardship.end()
             await until_all_train(PATIENCE_S, f"after {hardship.name!r}", further=True)
-            if not told(night, hardship, at):
+            if not await until_told(hardship, at, LATE_S):
                 untold += 1
                 wrong.append(f"{hardship.name}: no line about it on {' and '.join(hardship.by)}")
             await asyncio.sleep(pause_s)

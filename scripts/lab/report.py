@@ -210,8 +210,8 @@ FIGURES = Section(
         Remark(
             "night",
             "The night was measured beside other work, at loads from 10 to 36. The line that is missing is of a disk"
-            " that was full to the last byte. The journal lies there, too. It tells that lines were lost, and that the"
-            " disk works again.",
+            " that was full to the last byte, where the journal lies, too. It tells that lines were lost, and that the"
+            " disk works again, which did not count then.",
         ),
     ),
 )

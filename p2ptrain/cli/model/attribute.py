@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from p2ptrain.cli.shared.options import DATA_HELP, UserPath, allow_option, load_allowed, progress
-from p2ptrain.cli.shared.outputs import check_output
+from p2ptrain.cli.shared.outputs import check_apart, check_output
 from p2ptrain.errors import UserError
 from p2ptrain.words import word
 
@@ -49,7 +49,7 @@ def command(model_file: Path, data: str, num_samples: int, output: Path, allow_m
     """
     from p2ptrain.learning.data import load, open_source, select
 
-    check_output(output)
+    check_apart(check_output(output), "-o", model_file, "FILE")
     source = open_source(data)
     import torch
 

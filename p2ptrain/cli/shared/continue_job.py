@@ -21,7 +21,7 @@ from p2ptrain.cli.shared.options import (
     progress,
     state_option,
 )
-from p2ptrain.cli.shared.outputs import check_output, seen_from, write_text
+from p2ptrain.cli.shared.outputs import check_output, gone_unless_done, seen_from, write_text
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.model_config import is_own_code
@@ -86,7 +86,7 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
         samples and how many there are may be others than before.
         """
         if check_output(output, force).suffix == ".safetensors":
-            raise UserError(f"-o {output}: the model is written to that name; name a job file, such as more.toml")
+            raise UserError(f"-o {output}: is the name of a model; name a job file, such as more.toml")
         from p2ptrain.modes.jobs import check_job, load_job
 
         old = load_job(job_file)
@@ -94,22 +94,23 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
         given = model_file or _kept_model(old, job_file, state_dir)
         told = _told_by(given)
         behind = _check_model(old, data.classes, job_file, given, told)
-        beside = check_output(output.with_suffix(".safetensors"), force) if model_file is None else None
-        if "classes" not in told:
+        is_told = "classes" in told
+        if not is_told:
             progress(f"note: {given} does not say its classes: they are taken to be those of {job_file}, in that order")
-            from p2ptrain.learning.checkpoint import copy_with_classes
+        start = check_output(output.with_suffix(".safetensors"), force) if model_file is None or not is_told else given
+        with gone_unless_done(start):
+            if not is_told:
+                from p2ptrain.learning.checkpoint import copy_with_classes
 
-            beside = check_output(output.with_suffix(".safetensors"), force)
-            copy_with_classes(given, beside, old.data.classes)
-        elif beside is not None:
-            _copy(given, beside)
-        start = beside or given
-        training = dataclasses.replace(old.training, rounds=rounds or old.training.rounds)
-        model = dataclasses.replace(old.model, init=seen_from(output, start), init_bytes=0)
-        new = dataclasses.replace(old, training=training, model=model, data=data)
-        check_job(new, where="job continue")
-        taken = _tried(new, start, _classes(told))
-        write_text(output, commented(new))
+                copy_with_classes(given, start, old.data.classes)
+            elif start != given:
+                _copy(given, start)
+            training = dataclasses.replace(old.training, rounds=rounds or old.training.rounds)
+            model = dataclasses.replace(old.model, init=seen_from(output, start), init_bytes=0)
+            new = dataclasses.replace(old, training=training, model=model, data=data)
+            check_job(new, where="job continue")
+            taken = _tried(new, start, _classes(told))
+            write_text(output, commented(new))
         new = load_job(output)
         click.echo(
             f"{output}: job {new.id}, {new.training.rounds} more rounds from {given}"

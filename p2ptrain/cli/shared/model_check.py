@@ -7,18 +7,21 @@ Invariant: imports torch only when it is called.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import keyword
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.shared.outputs import check_output, is_pipe, write_text
+from p2ptrain.cli.shared.outputs import check_output, gone_unless_done, is_pipe, write_text
 from p2ptrain.config import DataConfig, Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.model_config import ModelConfig, package_of
+from p2ptrain.words import listed
 
 if TYPE_CHECKING:
     from p2ptrain.learning.own.trial import Trial
@@ -97,10 +100,13 @@ def notes_on_model(job: Job) -> list[str]:
     return [note for note in notes if note]
 
 
-def as_safetensors(init: Path, job_file: Path, *, force: bool) -> Path:
-    """The checkpoint itself, or, of what torch.save wrote, one beside the job file with its tensors."""
+@contextlib.contextmanager
+def as_safetensors(init: Path, job_file: Path, *, force: bool) -> Iterator[Path]:
+    """The checkpoint itself, or, of what torch.save wrote, one beside the job file with its tensors: gone after an
+    error."""
     if init.suffix == ".safetensors":
-        return init
+        yield init
+        return
     if is_pipe(job_file):
         raise UserError(
             f"--init {init}: is written as .safetensors beside the job file, and -o {job_file} is no file; name one"
@@ -109,11 +115,13 @@ def as_safetensors(init: Path, job_file: Path, *, force: bool) -> Path:
     from p2ptrain.learning.snapshots import save_whole
 
     made = check_output(job_file.with_name(f"{job_file.stem}-{init.stem}.safetensors"), force)
-    try:
-        save_whole(read_weights(init), made, {})
-    except OSError as error:
-        raise UserError(f"{made}: can't be written ({error.strerror or error}); name another place with -o") from None
-    return made
+    with gone_unless_done(made):
+        try:
+            save_whole(read_weights(init), made, {})
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(f"{made}: can't be written ({why}); name another place with -o") from None
+        yield made
 
 
 def with_classes(contract: DataConfig, classes: tuple[str, ...]) -> DataConfig:
@@ -124,7 +132,7 @@ def with_classes(contract: DataConfig, classes: tuple[str, ...]) -> DataConfig:
     if len(known) < len(classes):
         raise UserError("--classes: two names differ in upper and lower case only; give each class once")
     if missing := [name for name in contract.classes if name.casefold() not in known]:
-        raise UserError(f"--classes: the data have {', '.join(missing[:5])} too; name all classes of all devices")
+        raise UserError(f"--classes: the data have {listed(missing, 5)} too; name all classes of all devices")
     return dataclasses.replace(contract, classes=classes)
 
 

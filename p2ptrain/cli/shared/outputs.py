@@ -6,7 +6,9 @@ whole or not at all, and takes the place of nothing but a file.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from p2ptrain.errors import UserError
@@ -87,6 +89,18 @@ def write_text(path: Path, text: str) -> None:
             beside.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror}); name another file with -o") from None
+
+
+@contextlib.contextmanager
+def gone_unless_done(path: Path | None) -> Iterator[None]:
+    """Within, a file is written to be named by another one. After an error it is gone, unless it was there before."""
+    was_there = path is None or os.path.lexists(path)
+    try:
+        yield
+    except BaseException:
+        if path is not None and not was_there:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def seen_from(output: Path, path: Path) -> str:

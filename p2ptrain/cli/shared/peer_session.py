@@ -327,9 +327,7 @@ class _Session:
         """
         if self._node is not None and self._node.journal.lost >= max(1, 2 * self._told_unwritten):
             self._told_unwritten = self._node.journal.lost
-            self._say(
-                f"the journal in the state directory can't be written: {self._told_unwritten} lines are lost so far"
-            )
+            self._say(f"the journal in the state directory can't be written; lines lost so far: {self._told_unwritten}")
         lost = sys.stdout.lost if isinstance(sys.stdout, Aside) else 0
         if self._node is not None and lost >= max(1, 2 * self._told_lost):
             self._told_lost = lost

@@ -19,6 +19,7 @@ are known, ``flops_per_s_one_core`` and ``disk_bytes_per_s``; and measured times
 from __future__ import annotations
 
 import math
+import os
 import sysconfig
 import tomllib
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ def find_profile(name_or_path: str, folder: Path | None = None) -> Path:
     Without a ``folder``: the one here, and those that came with the package.
     """
     folders = shipped_folders() if folder is None else (folder,)
-    for path in (Path(name_or_path), *(each / f"{name_or_path}.toml" for each in folders)):
+    for path in (Path(os.path.expanduser(name_or_path)), *(each / f"{name_or_path}.toml" for each in folders)):
         if path.is_file():
             return path
     known = ", ".join(sorted({path.stem for each in folders for path in each.glob("*.toml")})) or "none"

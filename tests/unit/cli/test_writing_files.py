@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(
     link.symlink_to(elsewhere / "model")
     monkeypatch.setattr(os, "access", lambda folder, mode: folder != elsewhere)
     for path in (elsewhere / "model", link):
-        with pytest.raises(UserError, match=r"no file may be written into .*read-only; name another with -o"):
+        with pytest.raises(UserError, match=r"this user can't write to .*read-only; name another place with -o"):
             check_output(path)
     assert check_output(tmp_path / "model") == tmp_path / "model"
 
@@ -102,13 +102,23 @@ def test_what_can_not_be_written_to_is_said_before_any_work(tmp_path: Path, monk
 def test_weights_are_written_beside_a_job_file_and_beside_nothing_else(tmp_path: Path) -> None:
     init = tmp_path / "net.pth"
     torch.save({"a": torch.zeros(2)}, init)
-    with pytest.raises(UserError, match=r"is written as \.safetensors beside the job file, and -o .* is no file"):
-        as_safetensors(init, Path(os.devnull), force=True)
-    made = as_safetensors(init, tmp_path / "job.toml", force=False)
-    assert made == tmp_path / "job-net.safetensors"
-    with pytest.raises(UserError, match="exists already"):
-        as_safetensors(init, tmp_path / "job.toml", force=False)
-    assert as_safetensors(init, tmp_path / "job.toml", force=True) == made
+    job_file = tmp_path / "job.toml"
+    with (
+        pytest.raises(UserError, match=r"is written as \.safetensors beside the job file, and -o .* is no file"),
+        as_safetensors(init, Path(os.devnull), force=True),
+    ):
+        pass
+    with pytest.raises(UserError, match="no job"), as_safetensors(init, job_file, force=False) as made:
+        assert made == tmp_path / "job-net.safetensors" and made.is_file()
+        raise UserError("no job comes of it")
+    assert not made.exists()
+    with as_safetensors(init, job_file, force=False) as made:
+        pass
+    with pytest.raises(UserError, match="exists already"), as_safetensors(init, job_file, force=False):
+        pass
+    with pytest.raises(UserError, match="no job"), as_safetensors(init, job_file, force=True):
+        raise UserError("no job comes of it")
+    assert made.exists(), "it was there before"
     assert seen_from(tmp_path / "jobs.toml", made) == "job-net.safetensors"
     assert seen_from(Path(os.devnull), made) == made.resolve().as_posix(), "nobody knows where that goes"
 
