@@ -141,7 +141,7 @@ class Membership:
             effects += self._rumours.greet(peer)
         elif is_new or peer in self._roster.gone:
             effects.append(self._rumours.tell(peer))  # says that we are here, and how it is known, so it can refute
-        self._heard_from(peer, now, itself=False)
+        self.heard_from(peer, now, itself=False)
         return effects
 
     def link_closed(self, peer: PeerId) -> None:
@@ -173,7 +173,7 @@ class Membership:
             self._roster.link(sender)
             for rumour in message.rumours:
                 self._hear(sender, rumour, now, effects, stale)
-            self._heard_from(sender, now)
+            self.heard_from(sender, now)
             if newcomer and not self._leaving:
                 effects += self._rumours.greet(sender)
         if isinstance(message, Ack):
@@ -249,7 +249,7 @@ class Membership:
             effects.append(Send(asker, Ack(theirs, self._rumours.to(asker))))
             return
         if (target := self._probing.acked(sender, sequence, now)) is not None:
-            self._heard_from(target, now)
+            self.heard_from(target, now)
 
     def _relay(self, asker: PeerId, request: PingRequest, effects: list[Effect]) -> None:
         target = request.target
@@ -295,7 +295,7 @@ class Membership:
     def _set_deadline(self, suspicion: Suspicion) -> None:
         suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
 
-    def _heard_from(self, peer: PeerId, now: float, *, itself: bool = True) -> None:
+    def heard_from(self, peer: PeerId, now: float, *, itself: bool = True) -> None:
         """A sign of life, maybe by way of others. It does not end a suspicion (only the peer itself can, for all), but
         puts its end off."""
         if peer in self._roster.members and peer not in self._roster.gone:

@@ -14,7 +14,7 @@ from p2ptrain.wire.messages import Record
 MAX_MESSAGE_BYTES = 56 * 1024
 """Of an encoded header, which may have 64 KiB."""
 T = TypeVar("T")
-_FIXED_BYTES = 640
+_FIXED_BYTES = 656
 """Names of fields, those of one number, and the signature."""
 _REF_BYTES = 400
 """Of a snapshot's name: numbers, the blob's name, its trainer's key and signature."""

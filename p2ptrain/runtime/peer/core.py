@@ -137,7 +137,7 @@ class Core:
             return out
         sender, message, envelope = received.event.sender, received.event.message, received.envelope
         if self.reach is not None:
-            self.reach.carried(sender, message, now)
+            self.reach.came(sender, message, now)
         handler = self._on_message.get(type(message))
         if handler is None:
             if self.job_id or not isinstance(message, JOB_BOUND):  # without a job nothing can be done about those yet

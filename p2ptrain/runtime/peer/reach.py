@@ -115,6 +115,12 @@ class Reach:
             effects += self._sessions.propose(address, now, peer=new.peer)
         return effects
 
+    def came(self, sender: PeerId, message: m.Message, now: float) -> None:
+        """Whatever a member says shows that it lives: where a slow link is flooded, answers wait behind what was asked
+        for, longer than anybody waits for them."""
+        self.carried(sender, message, now)
+        self._membership.heard_from(sender, now, itself=False)
+
     def carried(self, peer: PeerId, message: m.Message, now: float) -> None:
         """By the link to ``peer``, either way."""
         if not self._was_large or type(message) in CHATTER:

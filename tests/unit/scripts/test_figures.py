@@ -71,9 +71,13 @@ def test_every_kept_file_is_on_the_page_and_its_command_can_be_typed() -> None:
     for name, record in figures.records_of(figures.FOLDER).items():
         command = figures.command_of(record)
         assert f"`{name}`" in text and f"`{command}`" in text
-        assert command.startswith(
-            ("scripts/bench.py ", "python -m scripts.lab run scripts/lab/files/", "p2ptrain demo")
+        known = (
+            "scripts/bench.py ",
+            "python -m scripts.lab run scripts/lab/files/",
+            "python -m scripts.lab.night",
+            "p2ptrain demo",
         )
+        assert command.startswith(known)
 
 
 def test_figures_are_medians_with_their_spread(tmp_path: Path) -> None:
