@@ -88,19 +88,18 @@ async def attack_from_inside(setting: Setting, done: Callable[[], bool]) -> Coun
     while not done():
         for what, act in rng.sample(sorted(lies.ACTS.items()), len(lies.ACTS)):
             try:
-                with tempfile.TemporaryDirectory(prefix="attacker-") as folder:
-                    async with Insider(read_code(setting.code), addresses, Path(folder), rng) as insider:
-                        await asyncio.sleep(0.5)  # the group's records, job and plan are known by then
-                        for target in insider.targets():
-                            insider.target = target
-                            with contextlib.suppress(TimeoutError):
-                                async with asyncio.timeout(ACT_S):
-                                    await act(insider)
-                            told[what] += 1
-                            if done():
-                                break
-                        await asyncio.sleep(0.2)
-                    told.update(insider.num_sent)
+                async with Insider(read_code(setting.code), addresses, rng) as insider:
+                    await asyncio.sleep(0.5)  # the group's records, job and plan are known by then
+                    for target in insider.targets():
+                        insider.target = target
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(ACT_S):
+                                await act(insider)
+                        told[what] += 1
+                        if done():
+                            break
+                    await asyncio.sleep(0.2)
+                told.update(insider.num_sent)
             except TimeoutError:
                 told["turned away"] += 1
                 await asyncio.sleep(TURNED_AWAY_S)

@@ -11,7 +11,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from attackers.made_up import CALM, random_message, spoilt
 from p2ptrain.ids import JobId, PeerId
@@ -40,13 +39,13 @@ class Listener(ObserverNode):
 class Insider:
     """A context. ``addresses``: ``HOST:PORT`` of peers that it dials; ``target`` is whom it talks to."""
 
-    def __init__(self, group: Group, addresses: Sequence[str], directory: Path, rng: random.Random) -> None:
+    def __init__(self, group: Group, addresses: Sequence[str], rng: random.Random) -> None:
         self.group = group
         self.rng = rng
         self.num_sent: Counter[str] = Counter()
         self.target = PeerId("")
         network = NetworkConfig((LOOPBACK,), peers=tuple(addresses), discover=False)
-        self.node = Listener(group, network, directory)
+        self.node = Listener(group, network)
         self.said = Statements(signing_of(self.node.identity), group.proof_key)
 
     async def __aenter__(self) -> Insider:

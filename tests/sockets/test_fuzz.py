@@ -117,8 +117,8 @@ def test_strangers_are_not_let_in(target: PeerGroup) -> None:
 # --- holders of the code ----------------------------------------------------------------------------------------------
 
 
-def insider(peers: PeerGroup, directory: Path, rng: random.Random) -> Insider:
-    return Insider(peers.group, [peers.peers[0].address], directory, rng)
+def insider(peers: PeerGroup, rng: random.Random) -> Insider:
+    return Insider(peers.group, [peers.peers[0].address], rng)
 
 
 async def knows_plan(liar: Insider) -> None:
@@ -147,7 +147,7 @@ async def refused_by(peers: PeerGroup) -> Counter[str]:
     return Counter(status.refused[peers.peers[0].id])
 
 
-def test_nonsense_from_a_holder_of_the_code(target: PeerGroup, tmp_path: Path) -> None:
+def test_nonsense_from_a_holder_of_the_code(target: PeerGroup) -> None:
     """Of each that is banned so many errors are counted, and no more: nothing that it sends later is even read."""
     (peer,) = target.peers
     rng, before, since = random.Random(SEED), rss(peer), time.time()
@@ -160,7 +160,7 @@ def test_nonsense_from_a_holder_of_the_code(target: PeerGroup, tmp_path: Path) -
         while len(peer.lines("banned", since)) < NUM_BANNED:
             num_senders += 1  # one whose connection was cut, by a frame that is too large, may not come so far
             assert num_senders <= 3 * NUM_BANNED
-            async with insider(target, tmp_path / str(num_senders), rng) as liar:
+            async with insider(target, rng) as liar:
                 for _ in range(250):
                     await liar.send(*liar.spoilt())
                 sent.update(liar.num_sent)
@@ -179,13 +179,13 @@ def test_nonsense_from_a_holder_of_the_code(target: PeerGroup, tmp_path: Path) -
     assert malformed <= MAX_ERRORS * num_senders < sent.total()
 
 
-def test_any_well_formed_message_from_a_member(target: PeerGroup, tmp_path: Path) -> None:
+def test_any_well_formed_message_from_a_member(target: PeerGroup) -> None:
     (peer,) = target.peers
     rng, before = random.Random(SEED + 1), rss(peer)
 
     async def test() -> None:
-        for number in range(6):
-            async with insider(target, tmp_path / str(number), rng) as liar:
+        for _ in range(6):
+            async with insider(target, rng) as liar:
                 await knows_plan(liar)
                 await liar.send("record", "control", liar.frames(Records((liar.own_record(),))))
                 for _ in range(300):
@@ -202,15 +202,15 @@ COVERED = {"lies at the limits", "replays", "large frames", "nonsense", "endless
 """By tests of their own, here and in test_doorkeeper."""
 
 
-def test_lies_with_a_purpose(target: PeerGroup, tmp_path: Path) -> None:
+def test_lies_with_a_purpose(target: PeerGroup) -> None:
     """Forged records, hearsay, plans, jobs, masses, replicas of 2^63-1 bytes, fetches never read: all for nothing."""
     (peer,) = target.peers
     rng, before, since, sent = random.Random(SEED + 2), rss(peer), time.time(), Counter[str]()
 
     async def test() -> None:
-        for number, (what, act) in enumerate(lies.ACTS.items()):
+        for what, act in lies.ACTS.items():
             if what not in COVERED:
-                async with insider(target, tmp_path / str(number), rng) as liar:
+                async with insider(target, rng) as liar:
                     await knows_plan(liar)
                     await act(liar)
                     sent.update(liar.num_sent)
@@ -224,13 +224,13 @@ def test_lies_with_a_purpose(target: PeerGroup, tmp_path: Path) -> None:
     assert not peer.said("left", since) and not peer.said("plan-adopted", since)
 
 
-def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
+def test_a_harvest_gets_past_a_liar(target: PeerGroup) -> None:
     """A member that says it has what is the freshest by far, and under names that are none."""
     (peer,) = target.peers
     said: list[str] = []
 
     async def test() -> api.Harvest:
-        async with insider(target, tmp_path, random.Random(SEED)) as liar:
+        async with insider(target, random.Random(SEED)) as liar:
             deadline = time.monotonic() + SOON_S
             while not (true := liar.node.observer.records.get(peer.id)) or not true.holdings:
                 assert time.monotonic() < deadline, "no record of the peer"
@@ -277,12 +277,12 @@ def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
     assert not found.missing and found.report[0].trainers == (peer.name,)
 
 
-def test_what_was_recorded_is_not_heard_twice(target: PeerGroup, tmp_path: Path) -> None:
+def test_what_was_recorded_is_not_heard_twice(target: PeerGroup) -> None:
     (peer,) = target.peers
     before, since = Counter(target.status().refused[peer.id]), time.time()
 
     async def test() -> None:
-        async with insider(target, tmp_path, random.Random(SEED)) as liar:
+        async with insider(target, random.Random(SEED)) as liar:
             frames = liar.frames(StatusRequest())
             for _ in range(500):
                 await liar.send("replay", "control", frames)
@@ -294,7 +294,7 @@ def test_what_was_recorded_is_not_heard_twice(target: PeerGroup, tmp_path: Path)
     assert not peer.lines("banned", since), "a replay is nobody's fault"
 
 
-def test_one_that_sends_more_than_is_read(target: PeerGroup, tmp_path: Path) -> None:
+def test_one_that_sends_more_than_is_read(target: PeerGroup) -> None:
     """16 MiB in one frame, oversized frames, and the longest lists that the wire allows."""
     (peer,) = target.peers
     sizes = [rss(peer)]
@@ -302,7 +302,7 @@ def test_one_that_sends_more_than_is_read(target: PeerGroup, tmp_path: Path) -> 
 
     async def test() -> None:
         for number in range(6):
-            async with insider(target, tmp_path / str(number), random.Random(SEED + number)) as liar:
+            async with insider(target, random.Random(SEED + number)) as liar:
                 for lane in LANES:
                     for extra in (-1, 0, 1, 5000):
                         await liar.send("big", lane, [bytes(biggest[lane] + extra)])
