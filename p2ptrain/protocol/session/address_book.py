@@ -45,6 +45,8 @@ Source = Literal["given", "mdns", "remembered", "peer", "wanted"]
 """Who named an address: the user, mDNS, the state directory, another peer; or this peer needs it (``MAX_WANTED``)."""
 SOURCES: tuple[Source, ...] = ("given", "mdns", "remembered", "peer", "wanted")
 """Of several that name the same one, the first of these counts."""
+Shut = Literal["", "there", "here"]
+"""Whose door keeps this device and who answers apart so far: "there" theirs, "here" that of this device; "" = none."""
 
 
 def backoff_s(attempts: int, rng: random.Random) -> float:
@@ -64,8 +66,9 @@ class Target:
     attempts: int = 0
     key: bytes = b""
     last_key: bytes = b""
-    is_shut: bool = False
-    """A member answers there, and does not let this device in so far."""
+    shut: Shut = ""
+    is_answered: bool = False
+    """Whether somebody who was kept apart answered since the last Hello."""
 
     @property
     def kept(self) -> bool:
@@ -80,7 +83,10 @@ class Target:
 
     def open(self, key: bytes) -> None:
         self.key = self.last_key = key
-        self.due, self.is_shut = NEVER, False
+        self.due, self.shut = NEVER, ""
+
+    def kept_apart(self, shut: Shut) -> None:
+        self.shut, self.is_answered = shut, True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,7 @@ class Unanswered:
     address: str
     source: Source
     attempts: int
-    is_shut: bool = False
+    shut: Shut = ""
 
 
 class AddressBook:
@@ -117,6 +123,8 @@ class AddressBook:
     def dialled(self, target: Target, now: float) -> None:
         target.due = now + backoff_s(target.attempts, self._rng)
         target.attempts += 1
+        target.shut = target.shut if target.is_answered else ""  # the last Hello was in vain
+        target.is_answered = False
 
     def dialled_with(self, nonce: bytes) -> Target | None:
         return next((target for target in self._targets.values() if target.nonce == nonce), None)

@@ -135,7 +135,7 @@ class Sessions:
 
     def unanswered(self) -> list[Unanswered]:
         """Addresses being dialled that lead nowhere so far."""
-        return [Unanswered(t.address, t.source, t.attempts, t.is_shut) for t in self._book.unanswered()]
+        return [Unanswered(t.address, t.source, t.attempts, t.shut) for t in self._book.unanswered()]
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -249,7 +249,7 @@ class Sessions:
             raise RemoteError("proof", f"{target.address} does not hold the code of this group")
         proof = self._handshake.proof(key, welcome)
         if not self._opens(key, welcome, now):
-            target.is_shut = True
+            target.kept_apart("here" if self._door.own else "there")
             return [SendFrames(target.address, "control", proof), Knocked(key, welcome.name, target.address)]
         end = End(welcome.nonce, self._own.dialable(welcome.addresses), welcome.bulk_port, welcome.software)
         session, effects, admitted = self._admit(key, end, target.address, now)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from p2ptrain.core.mode import Role
 from p2ptrain.core.plan import Plan
 from p2ptrain.protocol.consensus.agreement import Agreement
-from p2ptrain.protocol.session.address_book import Source, Unanswered
+from p2ptrain.protocol.session.address_book import Shut, Source, Unanswered
 from p2ptrain.runtime.peer.completion import Completion
 from p2ptrain.wire.messages import Record
 
@@ -21,6 +21,10 @@ _BY: Mapping[Source, str] = {
     "remembered": "remembered from last time",
     "peer": "named by another peer",
     "wanted": "of a peer that there is something to say to",
+}
+_SHUT: Mapping[Shut, str] = {
+    "there": "answers, and does not let this device in so far",
+    "here": "answers, and has not been let in so far",
 }
 
 
@@ -40,7 +44,7 @@ def finding_words(unanswered: Sequence[Unanswered], troubles: Mapping[str, str],
 
 def _tried(each: Unanswered, other_version: bool) -> str:
     what = "doesn't answer" if not other_version else "led to nobody of this version so far"
-    what = "answers, and does not let this device in so far" if each.is_shut else what
+    what = _SHUT.get(each.shut, what)
     tries = "1 try" if each.attempts == 1 else f"{each.attempts} tries"
     return f"{each.address.removeprefix('tcp://')}, {_BY[each.source]}, {what} ({tries})"
 

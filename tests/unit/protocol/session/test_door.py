@@ -43,6 +43,18 @@ def test_those_that_are_let_in_meet_and_the_other_knocks(seed: int, loss: float)
     assert knocked(one) == knocked(other) == {"asks"}
 
 
+def test_each_side_knows_whose_door_keeps_them_apart_and_that_nobody_answers_any_more() -> None:
+    net = Net(1)
+    one, asks = net.add("one", door=door("one")), net.add("asks", door=door("asks", is_in=False))
+    meet(net, one, asks)
+    net.run(60)
+    assert [each.shut for each in one.sessions.unanswered()] == ["here"]
+    assert [each.shut for each in asks.sessions.unanswered()] == ["there"]
+    del net.nodes["one"]
+    net.run(90)
+    assert [each.shut for each in asks.sessions.unanswered()] == [""]
+
+
 def test_what_was_made_out_for_another_opens_no_door() -> None:
     net = Net(1)
     one, thief = net.add("one", door=door("one")), net.add("thief", door=Door(own=shown("other"), name="thief"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from p2ptrain.protocol.session.address_book import Unanswered
 from p2ptrain.runtime.peer.waiting import finding_words
 
@@ -21,10 +23,12 @@ def test_each_source_says_how_it_fares() -> None:
 
 
 def test_who_answers_is_not_said_to_be_silent() -> None:
-    shut = Unanswered("tcp://10.0.0.2:5710", "given", 3, is_shut=True)
+    shut = Unanswered("tcp://10.0.0.2:5710", "given", 3, "there")
     assert finding_words([shut], {}) == (
         "10.0.0.2:5710, given by --peer, answers, and does not let this device in so far (3 tries)"
     )
+    words = finding_words([dataclasses.replace(shut, shut="here")], {})
+    assert words == "10.0.0.2:5710, given by --peer, answers, and has not been let in so far (3 tries)"
     words = finding_words([Unanswered("tcp://10.0.0.2:5710", "given", 3)], {}, other_version=True)
     assert words == (
         "a peer of another version of p2ptrain was met: install the same on all; 10.0.0.2:5710, given by --peer, "
