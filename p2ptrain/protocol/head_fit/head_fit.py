@@ -176,7 +176,8 @@ class HeadFitMachine:
         run, leading = self._run, self._leading
         if run is None or leading is None or run.session != session or not leading.combining or step != run.step + 1:
             return []
-        run.patience.add(now - leading.step_started_at)
+        if not leading.is_cut:
+            run.patience.add(now - leading.step_started_at)
         return [*self._enter(run, step, state, self._own, now), *leading.send_state()]
 
     def members_changed(self, alive: Iterable[PeerId], now: float) -> list[Effect]:

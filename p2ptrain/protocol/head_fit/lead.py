@@ -30,6 +30,8 @@ class Lead:
         self.combining = 0
         """For how many step deadlines the own trainer has been making the next state."""
         self.step_started_at = 0.0
+        self.is_cut = False
+        """A deadline of this step passed, and the clock began anew: it does not tell how long the step takes."""
         self._run = run
         self._own = own
         self._config = config
@@ -94,6 +96,7 @@ class Lead:
         """The run has another state."""
         self._received.clear()
         self.combining = 0
+        self.is_cut = False
         self.begun = True
         self._start_clock(now)
 
@@ -138,6 +141,7 @@ class Lead:
             self._missed |= dict.fromkeys(missing, MAX_MISSED)
             effects.append(Note("head-fit-without", (("peers", ", ".join(missing)),)))
             return effects + self.begin_step(now), False
+        self.is_cut = True
         if self.combining:  # the own trainer's turn
             self.combining += 1
             self._start_clock(now)

@@ -16,6 +16,7 @@ from seeds import seeds
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
 from p2ptrain.protocol.head_fit.head_fit import HeadFitMachine
+from p2ptrain.protocol.head_fit.lead import MAX_MISSED
 from p2ptrain.protocol.head_fit.run import (
     CombineContributions,
     ComputeContribution,
@@ -379,6 +380,17 @@ def test_a_trainer_that_never_answers_does_not_hold_up_the_others() -> None:
     room.hosts[PEERS[1]].dead_trainer = True
     assert room.run(100)
     assert len(room.states()) == 1
+
+
+def test_steps_that_were_cut_off_do_not_shorten_the_next() -> None:
+    room = Room(3, (5, 9, 3))
+    room.call(PEERS[0])
+    room.run(0.53)
+    room.hosts[PEERS[1]].dead_trainer = True
+    room.hosts[PEERS[2]].compute_s = 5.0
+    assert room.run(200)
+    missing = [dict(note.fields)["missing"] for note in room.hosts[PEERS[0]].notes if note.kind == "head-fit-late"]
+    assert missing == [PEERS[1]] * MAX_MISSED
 
 
 def test_a_lead_whose_trainer_dies_hands_over() -> None:
