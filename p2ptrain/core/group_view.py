@@ -37,6 +37,7 @@ class GroupView:
         self.ended: set[PeerId] = set()
         """Of those that are dead, whose process is known to have ended: they are on no other side of a cut network."""
         self._num_untold = 0
+        """The most that a person was told of."""
         self._membership = membership
         self._records = records
 
@@ -69,8 +70,9 @@ class GroupView:
         """
         held = [ref for ref in self.holdings() if self._records.is_trainers(ref)]
         told = held[: min(MAX_HOLDINGS, num_holdings_that_fit(self.own))]
-        before, self._num_untold = self._num_untold, len(held) - len(told)
-        notes = [Note("untold-copies", (("copies", self._num_untold),))] if self._num_untold > before else []
+        untold = len(held) - len(told)
+        notes = [Note("untold-copies", (("copies", untold),))] if untold > self._num_untold else []
+        self._num_untold = max(self._num_untold, untold)
         return [*notes, *self.say(now, holdings=tuple(told))]
 
     def made(self, ref: SnapshotRef) -> SnapshotRef:
