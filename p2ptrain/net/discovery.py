@@ -175,7 +175,7 @@ class Discovery:
             # Its name is random, so that nobody needs to be asked whether it is taken.
             registered = self._zeroconf.async_register_service(self._own_service(), cooperating_responders=True)
             await (await registered)
-        more = f"; {_ALLOWS_MORE}" if len(working) >= MANY else ""
+        more = f"; {_ALLOWS_MORE}" if sum(":" not in each for each in working) >= MANY else ""
         return working, f"can't be used on {', '.join(left)} for now{more}" if left else ""
 
     async def _opened(self) -> AsyncZeroconf:

@@ -126,7 +126,7 @@ def _flags(interfaces: Iterable[str]) -> dict[str, int]:
     import fcntl
 
     found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for name in interfaces:
             with contextlib.suppress(OSError):  # it has just gone
                 answer = fcntl.ioctl(asked, _SIOCGIFFLAGS, struct.pack("40s", name.encode()))

@@ -372,3 +372,22 @@ def test_this_device() -> None:
     assert LO in all_addresses()
     assert usable_addresses(["127.0.0.1"]) == [LO]
     assert usable_addresses()
+
+
+@pytest.mark.parametrize(("num_v4", "num_v6", "hinted"), [(12, 12, False), (20, 0, True)])
+def test_the_limit_of_memberships_is_blamed_only_where_it_counts(
+    num_v4: int, num_v6: int, hinted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of IPv4 alone."""
+    works = [f"10.0.{n}.1" for n in range(num_v4)] + [f"fd00::{n + 1:x}" for n in range(num_v6)]
+    asking = Discovery(tag(), 4715, [*works, "10.1.0.1"], lambda address: None, announce=False)
+    engine = SimpleNamespace(senders=[SimpleNamespace(sock_name=(each,)) for each in works])
+
+    async def opened() -> SimpleNamespace:
+        return SimpleNamespace(zeroconf=SimpleNamespace(engine=engine))
+
+    monkeypatch.setattr(asking, "_opened", opened)
+    monkeypatch.setattr(discovery, "AsyncServiceBrowser", lambda *_, **__: None)
+    working, lacking = asyncio.run(asking._ask())
+    assert working == works and lacking.startswith("can't be used on 10.1.0.1 for now")
+    assert ("sysctl" in lacking) == hinted

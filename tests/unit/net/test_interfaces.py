@@ -52,3 +52,13 @@ def test_a_tunnel_is_one_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) 
     order = [each.interface for each in interfaces.all_addresses()]
     assert order.index("eth0") < order.index("lab-bridge"), "what has no cable comes later"
     assert order[-2:] == ["mesh", "docker0"], "best first"
+
+
+def test_without_a_file_left_the_addresses_are_known_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    adapter = SimpleNamespace(nice_name="eth0", ips=[SimpleNamespace(ip="10.0.0.1", network_prefix=24)])
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: [adapter])
+    monkeypatch.setattr(interfaces.socket, "socket", none_left)
+    assert [each.address for each in interfaces.all_addresses()] == ["10.0.0.1"]
