@@ -4,12 +4,12 @@ Invariant: nobody is called dead within ``suspicion_min`` seconds of a sign of l
 time during which this peer itself was not running, unless its process is known to have ended. Whoever is alive and
 reachable can always talk itself back to life, by an incarnation that only it raises, and signs. Only it says it left.
 
-Theory. A member pings each near one once in a round of ``period_s`` for each, unless it has heard it (SWIM, Das, Gupta,
-Motivala, DSN 2002, where both of a pair ping: ``roster``). No ack within a time learnt from measured round trips: ping
-again, and ask ``helpers`` others to ping too. Still none: *accuse* it, that is, suspect it and say so, to the suspect
-as well. Who hears an accusation suspects the same, and checks for itself before it joins in: so each sender of an
-accusation is an independent accuser. The more of them, the shorter the suspicion (Lifeguard, Dadgar, Phillips, Currey,
-DSN 2018, LHA Suspicion). A suspect that lives hears of it, raises its incarnation and is believed.
+Theory. A round is ``period_s`` long for each near member; in it a member pings those that it has not heard (SWIM, Das,
+Gupta, Motivala, DSN 2002, where both of a pair ping: ``roster``). No ack within a time learnt from measured round
+trips: ping again, and ask ``helpers`` others to ping too. Still none: *accuse* it, that is, suspect it and say so, to
+the suspect as well. Who hears an accusation suspects the same, and checks for itself before it joins in: so each sender
+of an accusation is an independent accuser. The more of them, the shorter the suspicion (Lifeguard, Dadgar, Phillips,
+Currey, DSN 2018, LHA Suspicion). A suspect that lives hears of it, raises its incarnation and is believed.
 
 A process on a busy device stops for a second now and then. Of others it shows as a suspicion refuted in time; of
 ourselves as a timer that fires late: then nothing that others seemed to omit meanwhile counts against them (all

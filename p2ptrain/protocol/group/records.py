@@ -71,7 +71,7 @@ class RecordConfig:
     soon_s: float = 0.25
     """Rounds after news that is more than progress are at least this far apart."""
     idle_s: float = 30.0
-    """Where only that changes which does so by itself, it is said so often."""
+    """What changes by itself (``record_changes.IDLE``) is said this often where nothing else does."""
     progress_s: float = 0.5
     progress_rate: float = 8.0
     """A peer says its progress every ``max(progress_s, peers / progress_rate)``."""

@@ -21,7 +21,7 @@ class MembershipConfig:
     """
 
     period_s: float = 0.15
-    """Each member is probed, or probes, every ``period_s`` on average, by all others together, and them."""
+    """Of the probes between a member and all others, either way, there is one every ``period_s`` on average."""
     ack_floor_s: float = 0.1
     ack_ceiling_s: float = 0.4
     """ack = clamp(mean + 4 * deviation of round trips, floor, ceiling) * (1 + health): Jacobson 1988."""

@@ -105,6 +105,16 @@ def test_a_link_makes_a_member_who_is_told_of_all() -> None:
     assert membership.peer_reachable(CAT, 0.2) == []
 
 
+def test_who_gets_a_link_says_hello_over_it() -> None:
+    machine = membership(ME, random.Random(1), 0.0, members=(ANN, BOB), linked=())
+    (hello,) = machine.peer_reachable(BOB, 0.01)
+    assert isinstance(hello, Send) and hello.to == BOB
+    assert isinstance(hello.message, Ping) and hello.message.sequence == 0
+    assert machine.peer_reachable(BOB, 0.02) == []
+    machine.link_closed(BOB)
+    assert len(machine.peer_reachable(BOB, 0.03)) == 1
+
+
 def test_a_ping_is_acked() -> None:
     (ack,) = sends(machine(ANN).received(ANN, Ping(7, ()), 0.1), ANN)
     assert isinstance(ack, Ack)
