@@ -88,6 +88,8 @@ class Observer(Core):
         """When each that is linked was asked last."""
         self._asks: Counter[str] = Counter()
         """For each plan, since all were asked last; and for "all", ever."""
+        self._num_rounds_asked = 0
+        """How often all were asked."""
         self._leaving = False
         self._handlers |= {
             PeerAdmitted: self._admitted,
@@ -169,7 +171,10 @@ class Observer(Core):
         if linked:
             effects.append(self._ask_of_all(linked[int(now) % len(linked)]))
         self._asks = Counter({"all": self._asks["all"]})
-        for record in self.alive():
+        alive = self.alive()
+        start = FEW * self._num_rounds_asked % max(1, len(alive))  # others each time: those of the last may not answer
+        self._num_rounds_asked += 1
+        for record in (*alive[start:], *alive[:start]):
             effects += self._ask_for_plan(record)
         return self.run(effects, now)
 

@@ -220,15 +220,19 @@ def test_a_peer_that_is_met_makes_nobody_else_be_asked_again(observer: Observer)
     assert sum(isinstance(each.message, RecordDigest) for each in sends) == len(MANY) + FEW
 
 
-def test_a_plan_that_all_follow_is_asked_of_a_few(observer: Observer) -> None:
+def test_a_plan_that_all_follow_is_asked_of_a_few_and_of_others_each_time(observer: Observer) -> None:
     asked = asked_by(observer, MANY)
     observer.plans = {}
     observer.records = {peer: record(peer, job=JOB.id, plan=PLAN, epoch=1) for peer in MANY}
     observer.states = dict.fromkeys(MANY, "alive")
-    for second in (0.0, 1.0):
+    reached = set()
+    for second in range(-(-len(MANY) // FEW)):
         asked.clear()
-        observer.ask(second)
-        assert sum(isinstance(each.message, PlanRequest) for each in asked) == FEW
+        observer.ask(float(second))
+        to = {each.to for each in asked if isinstance(each.message, PlanRequest)}
+        assert len(to) == FEW
+        reached |= to
+    assert reached == set(MANY), "somebody is never asked, who may be the one that answers"
 
 
 def test_only_what_changed_of_a_record_is_taken_and_the_whole_asked_for_where_that_does_not_fit(
