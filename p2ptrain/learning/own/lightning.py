@@ -99,8 +99,23 @@ def configured_optimizer(model: nn.Module) -> tuple[torch.optim.Optimizer, str]:
         raise JobError(
             f"{LIGHTNING_OPTIMIZER}: the model's configure_optimizers returns {what}; expected a torch.optim.Optimizer"
         )
+    _undo_cycles(optimizers[0], schedulers)
     unused = "its learning-rate scheduler is not used: the job's schedule scales its optimizer's own rates"
     return optimizers[0], unused if schedulers else ""
+
+
+def _undo_cycles(optimizer: torch.optim.Optimizer, schedulers: Sequence[Any]) -> None:
+    """Schedulers that cycle have set what they begin with: the lowest rate, the highest momentum. The groups get what
+    they mean at the height of a cycle: ``max_lr``, and the momentum that goes with it."""
+    for scheduler in schedulers:
+        made = scheduler.get("scheduler") if isinstance(scheduler, Mapping) else scheduler
+        for each in (made, *getattr(made, "_schedulers", ())):
+            for group, highest in zip(optimizer.param_groups, getattr(each, "max_lrs", ()), strict=False):
+                group["max_lr"] = highest
+    for group in optimizer.param_groups:
+        if "base_momentum" in group:
+            momentum = group["base_momentum"]
+            group.update({"betas": (momentum, *group["betas"][1:])} if "betas" in group else {"momentum": momentum})
 
 
 def own_rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:

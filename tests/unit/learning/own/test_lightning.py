@@ -71,6 +71,25 @@ class OneCycle(Lit):
         optimizer = torch.optim.SGD(self.parameters(), 0.1)
         return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=100)]
 
+class OneCycleOfBetas(Lit):
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), 0.1)
+        return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=100)]
+
+class Cyclic(Lit):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1, momentum=0.5)
+        rates = torch.optim.lr_scheduler.CyclicLR(optimizer, base_lr=1e-5, max_lr=0.02, base_momentum=0.7)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+class InTurn(Lit):
+    def configure_optimizers(self):
+        rates = torch.optim.lr_scheduler
+        optimizer = torch.optim.SGD(self.parameters(), 0.1, momentum=0.5)
+        cycles = rates.CyclicLR(optimizer, base_lr=1e-5, max_lr=0.02, cycle_momentum=False)
+        turns = rates.SequentialLR(optimizer, [rates.LinearLR(optimizer), cycles], milestones=[5])
+        return [optimizer], [turns]
+
 class WithoutNumber(Lit):
     def training_step(self, batch): return super().training_step(batch, 0)
 
@@ -173,12 +192,16 @@ def test_the_jobs_schedule_scales_its_own_rates() -> None:
     assert [group["lr"] for group in trainer._optimizer.param_groups] == pytest.approx([0.01, 0.05])
 
 
-@pytest.mark.parametrize("kind", ["Rising", "OneCycle"])
-def test_what_a_scheduler_made_of_its_rates_is_not_taken_for_them(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "momentum"),
+    [("Rising", 0.9), ("OneCycle", 0.85), ("OneCycleOfBetas", 0.85), ("Cyclic", 0.7), ("InTurn", 0.5)],
+)
+def test_what_a_scheduler_made_of_its_rates_is_not_taken_for_them(kind: str, momentum: float) -> None:
     trainer = LocalTrainer(global_model(job(kind), allow_user_code=True), BOTH, num_classes=2, total_steps=4)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.step(torch.randn(8, 1, 4, 4), torch.arange(8) % 2)
-    assert [group["lr"] for group in trainer._optimizer.param_groups] == [0.02]
+    (group,) = trainer._optimizer.param_groups
+    assert group["lr"] == 0.02 and (group["betas"][0] if "betas" in group else group["momentum"]) == momentum
     assert any(not torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
