@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p2ptrain.errors import LocalError
+from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.outputs import flat_logits
 from p2ptrain.learning.own.parts import own_loss
 
@@ -65,20 +66,33 @@ def why_not_some(own: str, num_classes: int) -> str:
     if num_classes < 3:
         return ""  # with a single output there is nothing to learn, whatever the loss
     whole = OfAllClasses(torch.arange(num_classes).where(torch.arange(num_classes) < num_classes - 1, -1))
-    logits = whole(torch.randn(4, num_classes - 1, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    loss = own_loss(own, logits, torch.arange(4) % (num_classes - 1))
-    loss.backward()  # type: ignore[no-untyped-call]
-    slope = logits.grad
-    if slope is None or not bool(loss.isfinite()) or not bool(slope.isfinite().all()):
+    logits = whole(torch.randn(4, num_classes - 1, generator=torch.Generator().manual_seed(0)))
+    lower = logits.clone()
+    lower[:, -1] -= LOW / 2
+    slope, other = _slope(own, logits), _slope(own, lower)
+    if not bool(slope.isfinite().all() and other.isfinite().all()):
         why = "it or its gradient is not finite then"
-    elif slope[:, -1].abs().max() > slope[:, :-1].abs().max():
-        why = "it would train for these above all"
+    elif (slope - other).abs().max() > slope.abs().max() / 100:
+        why = "what is learnt hangs on how far below they are"
     else:
         return ""
     return (
         f"loss {own!r} does not do where a device trains some of the classes only, or lacks samples of some: it gets "
         f"outputs {LOW:.0f} below the others for the rest, and {why}; let it take a softmax or a sigmoid of its logits"
     )
+
+
+def _slope(own: str, logits: Tensor) -> Tensor:
+    """Of that loss by its logits [M, classes], the labels being 0, 1, ... without the last; nan where it has none."""
+    logits = logits.clone().requires_grad_()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # one that draws numbers draws the same each time
+        loss = own_loss(own, logits, torch.arange(len(logits)) % (logits.shape[1] - 1))
+        with own_code(f"loss {own!r} fails", advice="correct it"):
+            loss.backward()  # type: ignore[no-untyped-call]
+    if logits.grad is None or not bool(loss.isfinite()):
+        return torch.full_like(logits, torch.nan)
+    return logits.grad
 
 
 def training_loss(

@@ -37,6 +37,15 @@ def smoothed(logits, y): return F.cross_entropy(logits, y, label_smoothing=0.2)
 def by_class(logits, y): return (WEIGHT[y] * F.binary_cross_entropy_with_logits(
     logits, F.one_hot(y, 4).to(logits.dtype), reduction="none").sum(1)).mean()
 def squared(logits, y): return F.mse_loss(logits, F.one_hot(y, 4).to(logits.dtype))
+def normed(logits, y): return F.cross_entropy(logits / (0.04 * logits.norm(dim=1, keepdim=True)), y)
+def noised(logits, y): return F.cross_entropy(logits + torch.randn_like(logits), y)
+def logged(logits, y): return -(0.9 * F.one_hot(y, 4) + 0.025).mul(F.softmax(logits, 1).log()).sum(1).mean()
+class Unturned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits): return logits.mean()
+    @staticmethod
+    def backward(ctx, slope): return ctx.no_such_thing
+def unturned(logits, y): return Unturned.apply(logits)
 def rooted(logits, y): return F.cross_entropy(logits, y) + (logits + 9).sqrt().mean()
 def half(logits, y): return 0.5 * F.cross_entropy(logits, y)
 def each(logits, y): return F.cross_entropy(logits, y, reduction="none")
@@ -231,7 +240,20 @@ def test_a_loss_by_class_and_one_that_smooths_labels_see_nothing_of_missing_clas
     torch.testing.assert_close(stepped(trainer, y), wanted)
 
 
-@pytest.mark.parametrize(("name", "why"), [("squared", "above all"), ("rooted", "not finite")])
+@pytest.mark.parametrize("name", ["noised", "logged"])
+def test_a_loss_of_a_softmax_does_where_classes_are_missing(own: str, name: str) -> None:
+    trainer, _ = of_four(f"{own}:{name}", 4, present=[0, 1, 2])
+    assert trainer.step(X, torch.tensor([0, 1, 2] * 4)) is not None
+
+
+def test_the_place_is_named_where_a_loss_fails_in_its_gradient(own: str) -> None:
+    with pytest.raises(JobError, match=rf"unturned' fails: .*{own}\.py, line \d+ .*no_such_thing"):
+        of_four(f"{own}:unturned", 4, present=[0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("squared", "how far below"), ("normed", "how far below"), ("rooted", "not finite")]
+)
 def test_a_loss_that_sees_missing_classes_is_refused_where_some_are(own: str, name: str, why: str) -> None:
     of_four(f"{own}:{name}", 4)  # all are there
     with pytest.raises(JobError, match=f"{name}' does not do where a device trains some.*{why}"):
