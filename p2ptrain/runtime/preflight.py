@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,8 @@ def _ask(request: Request) -> dict[str, Any]:
             encoding="utf-8",
             timeout=TIMEOUT_S,
             env=environment,
-            process_group=0,  # Ctrl-C is this process's to handle, which ends that one without a word
+            # Ctrl-C is this process's to handle, which ends that one without a word. Only its main thread is told.
+            process_group=0 if threading.current_thread() is threading.main_thread() else None,
         )
     except subprocess.TimeoutExpired:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,3 +59,18 @@ def test_a_profile_counts_more_than_a_measurement(asked: list[preflight.Request]
     options, _ = preflight.prepare(PeerOptions(data="digits"), tmp_path, profile)
     assert (options.flops_per_s, options.memory_bytes, options.link_bytes_per_s) == (1e6, 9, 3.0)
     assert not asked[0].device
+
+
+def test_ctrl_c_reaches_the_check_where_this_process_waits_for_it_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[Any] = []
+
+    def run(command: list[str], *, process_group: int | None, **options: Any) -> Any:
+        groups.append(process_group)
+        return SimpleNamespace(stdout='{"samples": {}}', returncode=0)
+
+    monkeypatch.setattr(preflight.subprocess, "run", run)
+    preflight._ask(preflight.Request(data=""))
+    waiting = threading.Thread(target=preflight._ask, args=(preflight.Request(data=""),))
+    waiting.start()
+    waiting.join()
+    assert groups == [0, None]
