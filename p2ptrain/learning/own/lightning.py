@@ -45,9 +45,10 @@ def is_lightning(model: nn.Module) -> bool:
 def of_no_use(model: nn.Module) -> list[str]:
     """What of a LightningModule's own methods a Trainer would call, or tell, in training, and nobody does here, for
     people."""
-    hooks = list(dict.fromkeys(name for name, _ in _own_methods(model) if _is_hook(model, name)))
+    methods = [(n, code) for n, code in _own_methods(model) if not _is_of_lightning(model, n) or _is_of_training(n)]
+    hooks = list(dict.fromkeys(n for n, _ in methods if _is_of_lightning(model, n) and n not in _CALLED))
     readers = {
-        each: [n for n, code in _own_methods(model) if n not in hooks and each in code.co_names] for each in _COUNTERS
+        each: dict.fromkeys(n for n, code in methods if n not in hooks and each in code.co_names) for each in _COUNTERS
     }
     found = [f"{each} stays 0, which {', '.join(names)} of it reads" for each, names in readers.items() if names]
     if hooks:
@@ -64,10 +65,13 @@ def _own_methods(model: nn.Module) -> Iterator[tuple[str, Any]]:
                     yield name, method.__code__
 
 
-def _is_hook(model: nn.Module, name: str) -> bool:
-    """Whether it stands in for a method of Lightning's own that has a part in training."""
-    if name in _CALLED or name.startswith("_") or any(word in name for word in _NOT_OF_TRAINING):
-        return False
+def _is_of_training(name: str) -> bool:
+    """Whether a method of that name of Lightning's has a part in training."""
+    return name in _CALLED or not (name.startswith("_") or any(word in name for word in _NOT_OF_TRAINING))
+
+
+def _is_of_lightning(model: nn.Module, name: str) -> bool:
+    """Whether a method of that name stands in for one of Lightning's own."""
     return any(name in vars(k) for k in type(model).__mro__ if k.__module__.partition(".")[0] in _PACKAGES)
 
 

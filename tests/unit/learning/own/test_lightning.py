@@ -98,8 +98,11 @@ class Hooked(Lit):
     def weight(self): return min(1.0, 0.1 * self.current_epoch) if self.current_epoch else 1.0
     def on_train_epoch_end(self): print(self.global_step)
     def optimizer_step(self, *args): super().optimizer_step(*args)
-    def on_validation_epoch_end(self): pass
-    def validation_step(self, batch, batch_idx): pass
+    def on_validation_epoch_end(self): print(self.current_epoch)
+    def validation_step(self, batch, batch_idx): print(self.current_epoch)
+
+class Heavier(Hooked):
+    def weight(self): return 2.0 * super().weight() if self.current_epoch else 2.0
 
 class Attached(Lit):
     def training_step(self, batch, batch_idx): return self.trainer.world_size
@@ -210,8 +213,9 @@ def test_its_training_step_need_not_ask_for_the_batchs_number() -> None:
     assert trainer.step(torch.randn(8, 1, 4, 4), torch.arange(8) % 2) is not None
 
 
-def test_what_a_trainer_would_do_for_it_is_told() -> None:
-    hooks, epoch = Trial(job("Hooked")).notes
+@pytest.mark.parametrize("kind", ["Hooked", "Heavier"])
+def test_what_a_trainer_would_do_for_it_is_told(kind: str) -> None:
+    hooks, epoch = Trial(job(kind)).notes
     assert hooks == "on_train_epoch_end, optimizer_step of it are not called: there is no Trainer here"
     assert epoch == "current_epoch stays 0, which weight of it reads: there is no Trainer here"
 
