@@ -202,7 +202,7 @@ def _nothing_yet(observer: Observer, wait_s: float) -> str:
             "devices, or install the same version here"
         )
     if any(record.plan for record in here) or (observer.job is None and any(record.job for record in here)):
-        return f"job and plan of the group did not come here within {wait_s:g} s; look longer, with --wait 1m"
+        return f"job and plan of the group did not come within {wait_s:g} s; try again and look longer (harvest --wait)"
     return "the group has no plan yet, so there is nothing to harvest; `p2ptrain status` says what it waits for"
 
 

@@ -173,11 +173,11 @@ def test_plans_that_are_told_one_after_the_other_do_not_fill_the_memory(observer
 
 def test_what_did_not_come_is_not_said_to_be_missing(observer: Observer) -> None:
     observer.plans = {}
-    assert "did not come here within 8 s" in _nothing_yet(observer, 8.0)
+    assert "did not come within 8 s; try again and look longer (harvest --wait)" in _nothing_yet(observer, 8.0)
     observer.records = {peer: record(peer, job=JOB.id) for peer in (ANNA, BEN)}
     assert _nothing_yet(observer, 8.0).startswith("the group has no plan yet")
     observer.jobs = {}
-    assert "did not come here within 8 s" in _nothing_yet(observer, 8.0)
+    assert "did not come within 8 s" in _nothing_yet(observer, 8.0)
     later = json.dumps(json.loads(JOB.to_json()) | {"colour": "red"}).encode()
     with pytest.raises(RemoteError):
         observer._job_came(ANNA, JobReply(later), 1.0)
