@@ -25,6 +25,7 @@ from p2ptrain.core.harvest import Collected, Harvest, Look
 from p2ptrain.core.looks.figures import looks_of_group
 from p2ptrain.errors import NotCoveredError, P2PTrainError, UserError
 from p2ptrain.ids import PeerId
+from p2ptrain.lasting import in_place_of
 from p2ptrain.net.keys import Group
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import harvest as harvesting
@@ -289,15 +290,13 @@ def look(request: Request, result: Harvest, *, allow_user_code: bool) -> Look | 
 
 def copy_whole(source: Path, target: Path) -> None:
     """The same file under another name, on a disk of its own if need be; whole, or not there. Raises ``OSError``."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        try:
-            os.link(source, beside)
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(source, beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with in_place_of(target) as beside:
+        if os.access(source, os.W_OK):  # else it can't be synced by its other name
+            with contextlib.suppress(OSError):  # another disk, or one without links
+                beside.unlink()
+                os.link(source, beside)
+                return
+        shutil.copyfile(source, beside)
 
 
 def main() -> None:

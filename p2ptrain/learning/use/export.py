@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from p2ptrain.errors import UserError
+from p2ptrain.lasting import in_place_of
 from p2ptrain.learning.checkpoint import ModelCard
 from p2ptrain.learning.models import MODEL_BUGS
 from p2ptrain.learning.own.building import READS_TOKENS
@@ -67,7 +68,11 @@ def export_model(
     example = (torch.zeros(2, *input_shape, dtype=dtype),)  # two, because torch.export makes sizes 0 and 1 constants
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     try:
-        with torch.no_grad(), tempfile.TemporaryDirectory(prefix=".export-", dir=_directory(path)) as folder:
+        with (
+            torch.no_grad(),
+            tempfile.TemporaryDirectory(prefix=".export-", dir=_directory(path)) as folder,
+            in_place_of(path) as beside,
+        ):
             part = Path(folder) / path.name
             if kind == "pt2":
                 # torch.export.save wants the suffix
@@ -88,7 +93,7 @@ def export_model(
                     verbose=False,
                 )
                 _put_into_onnx(part, known)
-            os.replace(part, path)
+            os.replace(part, beside)
     except (torch._dynamo.exc.TorchDynamoException, torch.onnx.errors.OnnxExporterError, *_OF_MODELS) as error:
         raise UserError(f"the model can't be exported to {kind}: {_reason(error, kind)}") from error
     except OSError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from p2ptrain import api
+from p2ptrain import api, lasting
 from p2ptrain.cli.shared.peer_session import prepare_state
 from p2ptrain.config import DataConfig, Job, ModelConfig
 from p2ptrain.errors import NotCoveredError, UserError
@@ -204,8 +204,10 @@ def test_a_copy_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"model")
     target.write_bytes(b"older")
+    synced: list[bytes] = []
+    monkeypatch.setattr(lasting, "sync", lambda fd: synced.append(os.read(fd, 5)))
     copy_whole(source, target)
-    assert target.read_bytes() == b"model"
+    assert target.read_bytes() == b"model" and target.samefile(source)
 
     def no_links(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
@@ -216,7 +218,17 @@ def test_a_copy_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     assert target.read_bytes() == b"newer"
     with pytest.raises(OSError):
         copy_whole(tmp_path / "missing", target)
+    assert synced == [b"model", b"newer"]
     assert target.read_bytes() == b"newer" and sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_file_that_may_only_be_read_is_copied_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"model")
+    source.chmod(0o444)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write to all
+    copy_whole(source, target)
+    assert target.read_bytes() == b"model" and target.stat().st_mode & 0o200
 
 
 def test_a_group_is_known_by_its_tag_alone(tmp_path: Path) -> None:

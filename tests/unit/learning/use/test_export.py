@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from p2ptrain import lasting
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import UserError
 from p2ptrain.learning.checkpoint import ModelCard
@@ -27,10 +29,12 @@ def lenet() -> nn.Module:
     return build_model("lenet", input_shape=(1, 8, 8), num_classes=5, width=0.25, seed=1)
 
 
-def test_pt2_there_and_back(tmp_path: Path) -> None:
+def test_pt2_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = lenet().train(), tmp_path / "out" / "model.pt2"
+    synced: list[int] = []
+    monkeypatch.setattr(lasting, "sync", lambda fd: synced.append(os.fstat(fd).st_ino))
     export_model(model, (1, 8, 8), path, "pt2", about(CARD))
-    assert model.training
+    assert model.training and synced == [path.stat().st_ino]
     extra = {export.EXTRA_FILE: ""}
     loaded = torch.export.load(path, extra_files=extra).module()
     assert json.loads(extra[export.EXTRA_FILE]) == about(CARD)
