@@ -60,8 +60,8 @@ class SavedStates(Replicas):
         """What is done when one more piece is safe here."""
         self.is_last: Callable[[int], bool] = lambda round: round >= rounds
         """Whether nothing is trained after that round: sooner than the job says where the group ends early."""
-        self.refused: set[BlobId | SnapshotRef] = set()
-        """Blobs that nobody hands out, and what is not what it is told of as."""
+        self.refused: set[SnapshotRef] = set()
+        """What nobody hands out as what it is told of, or what is something else."""
         self._num_others = num_replicas
         self._rounds = rounds
         self._kept = {ref.blob: ref for ref in kept if ref.kind == "part"}
@@ -94,8 +94,7 @@ class SavedStates(Replicas):
             record = group.record(member)
             held: Iterable[SnapshotRef] = record.holdings if record is not None else ()
             for ref in self._kept.values() if member == group.own_id else held:
-                is_sound = self.refused.isdisjoint((ref, ref.blob))
-                if ref.kind == "part" and 0 < ref.step == ref.round <= self._rounds and is_sound:
+                if ref.kind == "part" and 0 < ref.step == ref.round <= self._rounds and ref not in self.refused:
                     found.setdefault(ref, set()).add(member)
         return found
 
