@@ -165,9 +165,10 @@ class SavedStates(Replicas):
         return bool(pieces) and all(self._downloads.is_local(ref.blob) for ref in pieces)
 
     def _start_of(self, plan: Plan) -> list[SnapshotRef]:
-        """The pieces that the plan names."""
-        body, of_round = body_of(plan), [ref for ref in self.holders() if ref.round == body_of(plan).from_round]
-        known = {(ref.blob, ref.part, ref.span): ref for ref in of_round}
+        """The pieces that the plan names, as most tell of them."""
+        body, holders = body_of(plan), self.holders()
+        of_round = sorted((ref for ref in holders if ref.round == body.from_round), key=lambda ref: len(holders[ref]))
+        known = {_piece(ref): ref for ref in of_round}
         named = [
             SnapshotRef(
                 part=piece.first,
@@ -182,7 +183,7 @@ class SavedStates(Replicas):
             )
             for piece in body.start
         ]
-        return [known.get((ref.blob, ref.part, ref.span), ref) for ref in named]
+        return [known.get(_piece(ref), ref) for ref in named]
 
     def newest_round(self) -> int:
         """The newest round that is finished under the plan in force; the plan's first one while there is none."""
@@ -369,6 +370,11 @@ class SavedStates(Replicas):
             return []
         self._not_saved.clear()
         return self.look(now)
+
+
+def _piece(ref: SnapshotRef) -> tuple[BlobId, int, int, int]:
+    """What a plan says of it."""
+    return ref.blob, ref.part, ref.span, ref.num_bytes
 
 
 def _taken_s(record: Record | None, num_bytes: int) -> float:
