@@ -46,7 +46,7 @@ def job_from_text(text: str, path: Path) -> Job:
     """What a job file with this text says at ``path``, from where a checkpoint is looked for. Raises ``JobError``."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise JobError(f"{path}: not a readable TOML job file ({error})") from None
     job = job_from_mapping(raw, where=str(path))
     if job.model.init and not is_sha256(job.model.init):

@@ -14,6 +14,9 @@ from p2ptrain.config import Job
 from p2ptrain.errors import JobError
 from p2ptrain.modes.registry import MODES
 
+MAX_BITS = 1000
+"""Of a whole number: a ``float`` holds it, and Python writes it."""
+
 
 def job_of(raw: Mapping[str, Any], where: str) -> Job:
     """Refuses unknown keys and wrong types: ``JobError`` naming the key. Whether its values make sense is not asked."""
@@ -75,6 +78,8 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise JobError(f"{where}: {key}: expected a list")
         return tuple(_convert(get_args(hint)[0], v, where, f"{key}[{i}]") for i, v in enumerate(value))
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise JobError(f"{where}: {key}: too large")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

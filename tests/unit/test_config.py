@@ -25,7 +25,7 @@ from p2ptrain.config import (
 )
 from p2ptrain.errors import JobError
 from p2ptrain.model_config import flags_to_allow
-from p2ptrain.modes.jobs import check_job, job_from_json, job_from_mapping, load_job
+from p2ptrain.modes.jobs import check_job, job_from_json, job_from_mapping, job_from_text, load_job
 from p2ptrain.modes.pipeline.config import PipelineConfig, pipeline_of
 from p2ptrain.modes.tasks.config import TasksConfig
 
@@ -493,6 +493,19 @@ def test_any_value_anywhere_is_taken_or_refused(key: str, value: object) -> None
 def test_hostile_json(text: str) -> None:
     with pytest.raises(JobError):
         job_from_json(text)
+
+
+@pytest.mark.parametrize("key", ["seed", "name", "training.learning_rate", "data.std", "data.val"])
+def test_a_number_that_no_float_holds_is_refused(key: str) -> None:
+    number = 10**400
+    with pytest.raises(JobError, match="too large"):
+        job_from_json(json.dumps(changed(key, [number] if key == "data.std" else number)))
+
+
+@pytest.mark.parametrize("value", ["0x" + "f" * 5000, "9" * 5000, "[" * 5000])
+def test_a_job_file_with_senseless_numbers_or_lists_is_refused(value: str) -> None:
+    with pytest.raises(JobError):
+        job_from_text(f"seed = {value}", Path("job.toml"))
 
 
 def test_a_job_too_large_for_a_message_is_refused() -> None:

@@ -49,7 +49,7 @@ class Explorer:
     def run(self) -> None:
         """Raises ``AssertionError`` where something does not hold."""
         room = self.room
-        assert room.run(180, all_at(room, 1)), state_of(room)
+        assert room.run(180 if self.lies else 60, all_at(room, 1)), state_of(room)
         for _ in range(self.num_events):
             room.run(self.rng.choice((0.05, 0.3, 1.0, 3.0, 8.0, 30.0)) * self.rng.uniform(0.5, 1.5))
             self.happen()

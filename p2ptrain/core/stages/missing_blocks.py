@@ -36,7 +36,8 @@ class MissingBlocks:
         """Until the trainer has them."""
         self._late: dict[BlobId, SnapshotRef] = {}
         """On their way, and wanted no more."""
-        self._failures: Counter[BlobId] = Counter()
+        self._failures: Counter[SnapshotRef] = Counter()
+        """By all that is told of a blob: its size may be a lie, and the next one to tell of it right."""
         self._asked: Counter[PeerId] = Counter()
         """Bytes, by whom they come from."""
         self._give_up_at = NEVER
@@ -114,17 +115,16 @@ class MissingBlocks:
             self._fetched[blob] = holding
         return wanted is not None
 
-    def lost(self, blob: BlobId, now: float) -> bool:
-        """It could not be got. Whether it was asked for often enough, or of none but such as hand out nothing."""
+    def lost(self, blob: BlobId, now: float) -> SnapshotRef | None:
+        """It could not be got. As what it was asked for often enough, or of none but such as hand out nothing."""
         self._late.pop(blob, None)
-        if blob not in self._wanted:
-            return False
-        del self._wanted[blob]
-        self._failures[blob] += 1
+        if (holding := self._wanted.pop(blob, None)) is None:
+            return None
+        self._failures[holding] += 1
         self._retry_at = now + RETRY_S
         holders = self._group.holders(blob)
         in_vain = bool(holders) and all(map(self._downloads.hands_out_nothing, holders))
-        return in_vain or self._failures[blob] >= MAX_FAILURES
+        return holding if in_vain or self._failures[holding] >= MAX_FAILURES else None
 
     def given(self) -> list[SnapshotRef]:
         """The trainer has them: what was fetched for it, of use or not."""

@@ -365,8 +365,8 @@ class PipelineRole:
 
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
         effects = self.replicas.blob_lost(blob, now)
-        if self._missing.lost(blob, now):
-            effects.append(self._checkpoints.not_had(blob))
+        if (holding := self._missing.lost(blob, now)) is not None:
+            effects.append(self._checkpoints.not_had(holding))
         return effects
 
     # --- time ---

@@ -368,8 +368,8 @@ class SplitRole:
 
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
         effects = [*self.replicas.blob_lost(blob, now), *self._end.averaging.blob_lost(blob, now)]
-        if self._missing.lost(blob, now):
-            self.replicas.refused.add(blob)
+        if (holding := self._missing.lost(blob, now)) is not None:
+            self.replicas.refused.add(holding)
         return effects
 
     def tick(self, now: float) -> Effects:

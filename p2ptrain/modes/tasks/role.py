@@ -269,7 +269,7 @@ class TasksRole:
             return [note]
         state.num_refused += 1
         if state.num_refused >= MAX_REFUSED_SNAPSHOTS:  # no more of what the same peers say that they have
-            state.mistrusted.update(self._group.holders(state.trying.blob))
+            state.mistrusted.update(r.peer for r in self._group.records() if state.trying in r.holdings)
         return [note, *self._seek(state, now)]
 
     # --- the trainer ---

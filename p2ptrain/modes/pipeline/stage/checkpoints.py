@@ -38,9 +38,9 @@ class Checkpoints:
     def __init__(
         self, group: GroupView, own: Callable[[], Iterable[SnapshotRef]], is_vain: Callable[[PeerId], bool]
     ) -> None:
-        self._refused: set[BlobId | SnapshotRef] = set()
-        """Blobs that nobody hands out, and what is not what it is told of as: the same blob may be just right as
-        something else."""
+        self._refused: set[SnapshotRef] = set()
+        """What nobody hands out as what it is told of, or what is something else: the same blob may be just right by
+        what another says of it."""
         self.damaged: set[BlobId] = set()
         """Blobs whose copy here is not what it should be: others' are fetched in its place."""
         self._group = group
@@ -75,7 +75,8 @@ class Checkpoints:
             others = max((h.step for other, theirs in said.items() if other != peer for h in theirs), default=0)
             reach = {h.epoch: max(others, self.reach(PeerId(peer), h.epoch)) for h in holdings}
             is_vain = peer in self._broke_word or self._is_vain(PeerId(peer))
-            near = {h for h in holdings if ahead or h.step <= reach[h.epoch] or h.trainer in known - {peer}}
+            elsewhere = known - {peer}
+            near = {h for h in holdings if ahead or h.step <= reach[h.epoch] or h.trainer in elsewhere}
             said[peer] = [h for h in holdings if num_said[h] > 1 or (h in near and not is_vain)]
         return said
 
@@ -123,24 +124,29 @@ class Checkpoints:
         blobs = [holding.blob for holding in given if holding.blob not in fetched]
         suspects = [blob for blob in blobs if blob not in self.damaged and self._group.holders(blob)]
         self.damaged.update(suspects)
-        if not suspects:
-            self._refused.update(given)
+        if not suspects:  # what several say is refused last: a liar's may be beside it
+            alone = [each for each in given if len(self._who_say(each)) < 2]
+            self._refused.update(alone or given)
 
     def is_refused(self, holding: SnapshotRef) -> bool:
-        """Whether it is of no use, as it is told of or at all."""
-        return not self._refused.isdisjoint((holding, holding.blob))
+        """Whether it is of no use, as it is told of."""
+        return holding in self._refused
 
     def arrived(self, blob: BlobId) -> None:
         """Somebody has handed it out."""
         self.damaged.discard(blob)
         self._broke_word.difference_update(self._group.holders(blob))
 
-    def not_had(self, blob: BlobId) -> Note:
+    def not_had(self, holding: SnapshotRef) -> Note:
         """It was asked for often enough; who said to have it, for people."""
-        self._refused.add(blob)
-        holders = self._group.holders(blob)
-        self._broke_word.update(holders)
-        return Note("blocks-not-had", (("from", self._group.names_of(holders)),))
+        self._refused.add(holding)
+        who = self._who_say(holding)
+        self._broke_word.update(who)
+        return Note("blocks-not-had", (("from", self._group.names_of(who)),))
+
+    def _who_say(self, holding: SnapshotRef) -> list[PeerId]:
+        """Who have it by just this that is told of it, and not by something else of the same blob."""
+        return [PeerId(record.peer) for record in self._group.records() if holding in record.holdings]
 
     def choose(
         self, stage: Run, state: State, held: Plan | None, is_local: Callable[[BlobId], bool]

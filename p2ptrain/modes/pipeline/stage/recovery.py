@@ -105,10 +105,11 @@ class Recovery:
         """The model is trained to its end, ``last``: by the plan's own peers, or by others who were apart. ``done``:
         batches done here, by this plan."""
         self._from_step, self._since, self._first = -1, NEVER, None
+        change, self._change = self._change, None
         if is_own:  # some have begun what comes after the end, where the group was asked to stop
             return [Note("batches-dropped", (("batches", done - last),))] if done > last else []
-        if self._change is not None:  # by the plan itself nothing was done yet
-            plan, done = self._change.before, self._change.done
+        if change is not None:  # by the plan itself nothing was done yet
+            plan, done = change.before, change.done
         apart = self._without(self._saved.trainers(self._saved.newest(plan)))
         first = min(body_of(each).from_step for each in (plan, *apart)) + 1
         return [Note("overtaken", (("first", first), ("batches", max(0, done + 1 - first))))]

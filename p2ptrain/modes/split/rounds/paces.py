@@ -1,9 +1,11 @@
 """How fast the own helper is, as its owner sees it: what a peer says of its own speed is held against that.
 
-An owner waits for its helper whenever a micro-batch is there and its gradients are not back. A round's waits count, up
-to what the plan has for all of a batch. What an owner itself is slow at is no wait, so a busy owner says nothing.
+An owner waits for its helper whenever a micro-batch is there and its gradients are not back. A round's waits count as
+far as they are longer than all that the plan has for its batches. What an owner itself is slow at is no wait, so a busy
+owner says nothing.
 
-    as planned --waited ``FAR`` times as long as planned, and ``LATE_S``--> suspected: the link is measured again
+    as planned --waited ``FAR`` times as long as planned, and ``LATE_S``--> suspected: the planned
+        pace is said, and both ends measure the link again
     suspected --still so ``LINK_S`` later--> told, in the own record; and again whenever it is ``WORSE``
     any --a round is over in time, or another plan--> as planned
 

@@ -60,8 +60,8 @@ class SavedStates(Replicas):
         """What is done when one more piece is safe here."""
         self.is_last: Callable[[int], bool] = lambda round: round >= rounds
         """Whether nothing is trained after that round: sooner than the job says where the group ends early."""
-        self.refused: set[BlobId | SnapshotRef] = set()
-        """Blobs that nobody hands out, and what is not what it is told of as."""
+        self.refused: set[SnapshotRef] = set()
+        """What nobody hands out as what it is told of, or what is something else."""
         self._num_others = num_replicas
         self._rounds = rounds
         self._kept = {ref.blob: ref for ref in kept if ref.kind == "part"}
@@ -94,8 +94,7 @@ class SavedStates(Replicas):
             record = group.record(member)
             held: Iterable[SnapshotRef] = record.holdings if record is not None else ()
             for ref in self._kept.values() if member == group.own_id else held:
-                is_sound = self.refused.isdisjoint((ref, ref.blob))
-                if ref.kind == "part" and 0 < ref.step == ref.round <= self._rounds and is_sound:
+                if ref.kind == "part" and 0 < ref.step == ref.round <= self._rounds and ref not in self.refused:
                     found.setdefault(ref, set()).add(member)
         return found
 
@@ -166,9 +165,10 @@ class SavedStates(Replicas):
         return bool(pieces) and all(self._downloads.is_local(ref.blob) for ref in pieces)
 
     def _start_of(self, plan: Plan) -> list[SnapshotRef]:
-        """The pieces that the plan names."""
-        body, of_round = body_of(plan), [ref for ref in self.holders() if ref.round == body_of(plan).from_round]
-        known = {(ref.blob, ref.part, ref.span): ref for ref in of_round}
+        """The pieces that the plan names, as most tell of them."""
+        body, holders = body_of(plan), self.holders()
+        of_round = sorted((ref for ref in holders if ref.round == body.from_round), key=lambda ref: len(holders[ref]))
+        known = {_piece(ref): ref for ref in of_round}
         named = [
             SnapshotRef(
                 part=piece.first,
@@ -183,7 +183,7 @@ class SavedStates(Replicas):
             )
             for piece in body.start
         ]
-        return [known.get((ref.blob, ref.part, ref.span), ref) for ref in named]
+        return [known.get(_piece(ref), ref) for ref in named]
 
     def newest_round(self) -> int:
         """The newest round that is finished under the plan in force; the plan's first one while there is none."""
@@ -370,6 +370,11 @@ class SavedStates(Replicas):
             return []
         self._not_saved.clear()
         return self.look(now)
+
+
+def _piece(ref: SnapshotRef) -> tuple[BlobId, int, int, int]:
+    """What a plan says of it."""
+    return ref.blob, ref.part, ref.span, ref.num_bytes
 
 
 def _taken_s(record: Record | None, num_bytes: int) -> float:

@@ -30,8 +30,8 @@ and there are two others at least, nobody counts more than all others together."
 LATE_S = 5.0
 """A partner that answers later than that is worth a word."""
 MAX_MERGING = 4
-"""Payloads that the trainer was given and has not answered yet. One that hangs is given no more: their senders keep
-them."""
+"""Payloads that the trainer was given and has not answered yet. One that hangs is given no more for a minute: their
+senders keep them."""
 TURNS_MISSED = 2
 """A peer that got nothing of ours while all others had their turns so often does not have what we have learnt."""
 
@@ -74,6 +74,8 @@ class Exchanges:
         """Exchanges whose payload the trainer merges, and since when."""
         self._making: dict[int, PeerId] = {}
         """Exchanges whose payload the trainer makes, and for whom."""
+        self._is_trainer_lost = False
+        """There is none until one begins anew: what it is given nobody would answer."""
         self._payloads = Payloads()
         self._reached: dict[PeerId, int] = {}
         """Our round in which a peer got a payload of ours whole, the last time."""
@@ -213,11 +215,13 @@ class Exchanges:
 
     def trainer_begins_anew(self) -> None:
         """From a snapshot: nobody knows whether it counts the masses that are out."""
+        self._is_trainer_lost = False
         self._payloads.forget()
         self._reached.clear()
 
     def trainer_lost(self) -> Effects:
         """Nothing comes of what it was making and merging."""
+        self._is_trainer_lost = True
         self._payloads.forget()
         self._making.clear()
         spent: Effects = [ForgetBlob(effect.blob) for effect, _ in self._merging.values()]
@@ -230,6 +234,8 @@ class Exchanges:
         effect = self._merges.pop(blob, None)
         if effect is None:
             return []
+        if self._is_trainer_lost:
+            return [ForgetBlob(blob), *self._gossip.failed(effect.exchange, now)]
         self._merging[effect.exchange] = effect, now
         masses = tuple((mass.shard, mass.mass) for mass in effect.masses)
         return [ToTrainer(Merge(effect.exchange, effect.sender, masses, b"", effect.reply), blob, "payload")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from p2ptrain.core.stages.missing_blocks import MissingBlocks
+from p2ptrain.core.stages.missing_blocks import MAX_FAILURES, MissingBlocks
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import SnapshotRef
@@ -27,7 +27,7 @@ def missing(own: str, holders: dict[int, list[PeerId]] | None = None) -> tuple[M
 
     has = {f"{block:064x}": peers for block, peers in (holders or {}).items()}
     group: Any = SimpleNamespace(own_id=PeerId(own), holders=lambda blob: has.get(blob, HOLDERS))
-    downloads: Any = SimpleNamespace(fetch=fetch)
+    downloads: Any = SimpleNamespace(fetch=fetch, hands_out_nothing=lambda peer: False)
     return MissingBlocks(group, downloads), asked
 
 
@@ -64,3 +64,13 @@ def test_a_new_plan_forgets_who_was_busy() -> None:
     blocks.stop(forget_failures=True)
     blocks.ask([ref(1)], 20, 1.0)
     assert asked[0] == asked[1]
+
+
+def test_a_blob_that_was_told_of_with_a_wrong_size_is_asked_for_as_often_with_the_right_one() -> None:
+    blocks, _ = missing("own")
+    lie, honest = ref(0, 1), ref(0)
+    for holding in (lie, honest):
+        for failures in range(1, MAX_FAILURES + 1):
+            blocks.ask([holding], 20, 0.0)
+            assert blocks.lost(holding.blob, 1.0) == (holding if failures == MAX_FAILURES else None)
+    assert blocks.lost(honest.blob, 2.0) is None, "it is not wanted"

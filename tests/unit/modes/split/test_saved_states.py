@@ -123,3 +123,16 @@ def test_a_liar_that_tells_of_honest_pieces_as_of_another_state_hides_none(
         found._look_for_finished(0.0)
         assert found._finished == {state(3)}, "the liar's is with it alone"
         assert found.is_safe(honest[0]) and not found.is_safe(lies[0])
+
+
+def test_a_piece_that_the_plan_names_is_what_most_tell_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, honest = states(monkeypatch, 1.0), piece(3, 0)
+    lies = [dataclasses.replace(honest, trainer="z"), dataclasses.replace(honest, num_bytes=1)]
+    start = [SimpleNamespace(first=0, stop=1, blob=honest.blob, num_bytes=honest.num_bytes)]
+    plan: Any = SimpleNamespace(from_round=3, epoch=1, averager=AVERAGER, start=start)
+    for order in (["a", "b", "z"], ["z", "b", "a"]):
+        records = {"a": [honest], "b": [honest], "z": lies, OWN: []}
+        found._group.members = lambda order=order: [*order, OWN]  # type: ignore[method-assign,assign]
+        found._group.record = lambda member, records=records: SimpleNamespace(holdings=records[member])  # type: ignore
+        (named,) = found._start_of(plan)
+        assert (named.trainer, named.num_bytes) == (AVERAGER, honest.num_bytes)

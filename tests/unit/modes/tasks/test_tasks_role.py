@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from types import SimpleNamespace
 
 from records import book, membership
 
@@ -98,3 +99,20 @@ def test_a_copy_that_was_fetched_is_let_go_of_once_there_is_an_own_one() -> None
     assert ReleaseBlob(COPY.blob) not in own.tick(2.0), "it would be needed again if the trainer died"
     own.replicas.offer(dataclasses.replace(COPY, trainer=own._group.own_id, blob=BlobId("2" * 64)), 3.0)
     assert ReleaseBlob(COPY.blob) in own.tick(4.0) and ReleaseBlob(COPY.blob) not in own.tick(5.0)
+
+
+def test_lies_about_honest_blobs_cost_their_honest_holders_no_trust() -> None:
+    own, group = role(), {}
+    for number, peer in enumerate("ac"):
+        other = dataclasses.replace(COPY, part=0, trainer=PeerId(peer * 16), blob=BlobId(f"{number:064x}"))
+        group[peer * 16] = (other, dataclasses.replace(COPY, trainer=PeerId(peer * 16), blob=BlobId(peer * 64)))
+    lies = [dataclasses.replace(of_0, part=1, trainer=PeerId("z" * 16), round=9) for of_0, _ in group.values()]
+    group["z" * 16] = tuple(lies)
+    records = [SimpleNamespace(peer=PeerId(peer), holdings=holdings) for peer, holdings in group.items()]
+    own._group.records = lambda: records  # type: ignore[assignment,return-value]
+    own._group.holders = lambda blob: [r.peer for r in records if any(h.blob == blob for h in r.holdings)]  # type: ignore[method-assign]
+    state = own._state = Seeking(1, "partition", [])
+    for lie in lies:
+        state.trying, state.is_given = lie, True
+        own.trainer_said(c.SnapshotRefused("of another part"), None, 0, 1.0)
+    assert state.mistrusted == {"z" * 16}

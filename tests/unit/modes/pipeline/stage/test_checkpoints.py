@@ -51,3 +51,35 @@ def test_what_another_member_made_is_believed_of_who_has_it_alone(maker: str, is
     assert checkpoints.known() == (copies if is_believed else [])
     vain = Checkpoints(group, tuple, lambda peer: True)
     assert vain.known() == [], "it hands out nothing"
+
+
+def test_a_wrong_size_hides_no_honest_copy_and_costs_its_holders_no_trust() -> None:
+    lie = dataclasses.replace(HONEST[0], trainer=PeerId("z" * 16), num_bytes=1, span=4)
+    held = {"a": HONEST[:1], "b": HONEST[1:], "z": [lie]}
+    group: Any = SimpleNamespace(
+        own_id=PeerId("own"),
+        records=lambda: [SimpleNamespace(peer=peer, holdings=held[peer]) for peer in held],
+        absent=lambda: [],
+        names_of=", ".join,
+        holders=lambda blob: [peer for peer in held if any(each.blob == blob for each in held[peer])],
+    )
+    checkpoints = Checkpoints(group, tuple, lambda peer: False)
+    checkpoints.reach = lambda peer, epoch: 12
+    assert lie in checkpoints.known(), "all that it says is near enough"
+    assert dict(checkpoints.not_had(lie).fields) == {"from": "z"}
+    assert set(checkpoints.known()) == set(HONEST)
+
+
+def test_of_what_did_not_fit_what_one_alone_tells_of_is_refused_first() -> None:
+    lie = dataclasses.replace(HONEST[1], trainer=PeerId("z" * 16), blob=BlobId("f" * 64))
+    held = {"a": HONEST, "b": HONEST, "z": [lie]}
+    group: Any = SimpleNamespace(
+        own_id=PeerId("own"),
+        records=lambda: [SimpleNamespace(peer=peer, holdings=held[peer]) for peer in held],
+        absent=lambda: [],
+    )
+    checkpoints = Checkpoints(group, tuple, lambda peer: False)
+    checkpoints.reach = lambda peer, epoch: 12
+    for given, left in (([HONEST[0], lie], HONEST), (HONEST, [])):
+        checkpoints.refuse(given, {ref.blob for ref in given})
+        assert checkpoints.known() == left

@@ -207,3 +207,12 @@ def test_who_was_apart_by_several_plans_is_told_of_all_its_batches_when_others_h
 def test_where_the_group_was_asked_to_stop_what_was_begun_after_the_end_is_told(done: int, dropped: list[int]) -> None:
     notes = after(FIRST).over(FIRST, done, 60, is_own=True)
     assert [dict(note.fields)["batches"] for note in notes] == dropped
+
+
+def test_what_was_given_up_at_the_end_is_not_told_again_with_the_next_plan() -> None:
+    recovery, back = after(FIRST), plan(40)
+    recovery.begin(back, FIRST, 47, 1.0)
+    (note,) = recovery.over(back, 40, 60, is_own=False)
+    assert dict(note.fields)["batches"] == 47, "others trained it without this peer"
+    (note,) = change(recovery, plan(60, 2, 3), back, 60, 2.0)
+    assert dict(note.fields)["batches"] == 0

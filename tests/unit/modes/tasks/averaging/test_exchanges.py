@@ -121,6 +121,20 @@ def test_a_trainer_that_hangs_is_given_few_payloads_and_they_are_kept_no_longer_
     assert peer.exchanges.trainer_lost() == []
 
 
+def test_a_payload_that_comes_while_there_is_no_trainer_is_forgotten_and_the_next_one_is_not_taken_for_busy() -> None:
+    peer = Peer(job())
+    masses = tuple(m.ShardMass(shard, 1.0) for shard in peer.shards)
+    peer.exchanges.trainer_lost()
+    for number in range(MAX_MERGING + 1):
+        blob, is_new = BlobId(f"{number:064x}"), number == MAX_MERGING
+        if is_new:
+            peer.exchanges.trainer_begins_anew()
+        peer.run(peer.exchanges.pushed(ANN, m.GossipPush(number, peer.plan.epoch, masses, blob, 100, False), 1.0))
+        effects = peer.run(peer.exchanges.blob_arrived(blob, 1.0))
+        assert effects and (ForgetBlob(blob) not in effects) == is_new
+        assert any(isinstance(effect, ToTrainer) for effect in effects) == is_new
+
+
 def test_what_is_learnt_is_with_those_that_a_payload_reached_lately() -> None:
     peer = Peer(job())
     peer.made(peer.asked(ANN))
