@@ -284,8 +284,9 @@ class Membership:
     def _suspect(self, as_of: Rumour, now: float, effects: list[Effect]) -> Suspicion:
         peer = as_of.peer
         expected = min(self.config.confirmations, len(self._roster.round) - 1)
-        floor = self._heard.get(peer, -NEVER) + self.suspicion_min_s()
-        suspicion = self._suspicions[peer] = Suspicion(now, floor, expected)
+        times = self._roster.forbearance.times(peer, now)
+        floor = self._heard.get(peer, -NEVER) + times * self.suspicion_min_s()
+        suspicion = self._suspicions[peer] = Suspicion(now, floor, expected, times)
         self._roster.members[peer] = dataclasses.replace(as_of, state="suspect")
         self._rumours.discard(peer)
         self._set_deadline(suspicion)
@@ -304,7 +305,7 @@ class Membership:
                 self._roster.had_turn(peer, now)
             suspicion = self._suspicions.get(peer)
             if suspicion is not None:
-                suspicion.floor, suspicion.shift = now + self.suspicion_min_s(), 0.0
+                suspicion.floor, suspicion.shift = now + suspicion.times * self.suspicion_min_s(), 0.0
                 self._set_deadline(suspicion)
 
     # --- rumours --------------------------------------------------------------------------------------------------
@@ -349,9 +350,9 @@ class Membership:
 
     def _is_plausible(self, sender: PeerId, peer: PeerId, now: float) -> bool:
         """That it is dead: somebody else, or we ourselves, accuse it, too, and we have not heard it lately."""
-        suspicion = self._suspicions.get(peer)
-        heard_lately = self._heard.get(peer, -NEVER) + self.suspicion_min_s() > now
-        return suspicion is not None and not suspicion.accusers <= {sender} and not heard_lately
+        if (suspicion := self._suspicions.get(peer)) is None or suspicion.accusers <= {sender}:
+            return False
+        return self._heard.get(peer, -NEVER) + suspicion.times * self.suspicion_min_s() <= now
 
     def _hear_of_ourselves(self, rumour: Rumour, now: float, effects: list[Effect]) -> None:
         own = self._roster.own
@@ -372,7 +373,7 @@ class Membership:
         if member is None or peer in self._roster.gone:
             if not self._roster.round:
                 self._next_probe = max(self._next_probe, now)  # slept for want of members, which is no stall
-            self._roster.enter(peer, now)
+            self._roster.enter(peer, now, member)
             self._next_probe = min(self._next_probe, now + self.config.period_s)
             effects.append(PeerJoined(peer))
         elif self._suspicions.pop(peer, None) is not None:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import islice
 
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.group.swim import MembershipConfig
+from p2ptrain.protocol.group.swim import Forbearance, MembershipConfig
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.wire.messages import MemberState, Rumour
 
@@ -57,6 +57,7 @@ class Roster:
         """What we know of each, as we would say it."""
         self.gone: dict[PeerId, float] = {}
         """Dead and left ones, and since when."""
+        self.forbearance = Forbearance()
         self._rng = rng
         self.round = list(self.members)
         """Who is in, suspects included."""
@@ -144,9 +145,11 @@ class Roster:
         """Some time in the round that begins now: of both ends' turns the earlier one is at any time as likely."""
         return now, 1.0 - self._rng.random() ** 2
 
-    def enter(self, peer: PeerId, now: float) -> None:
-        """It is in: new, or back."""
-        self.gone.pop(peer, None)
+    def enter(self, peer: PeerId, now: float, before: Rumour | None = None) -> None:
+        """It is in: new, or back. ``before``: what was said of it until now."""
+        since = self.gone.pop(peer, None)
+        if before is not None and since is not None:
+            self.forbearance.is_back(before, self.members[peer], now - since, now)
         self.round.append(peer)
         self._alive = self._near = None
         self._turns[peer] = self._first_turn(now)
@@ -161,5 +164,6 @@ class Roster:
 
     def forget(self, peer: PeerId) -> None:
         """Who is gone was never known."""
+        self.forbearance.forget(peer)
         del self.gone[peer]
         del self.members[peer]

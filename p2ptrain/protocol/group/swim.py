@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.wire.messages import Rumour
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,8 @@ class Suspicion:
     """Not dead before: there was a sign of life."""
     expected: int
     """Confirmations at which the timeout is shortest."""
+    times: float = 1.0
+    """As long as for others (``Forbearance``)."""
     accusers: set[PeerId] = field(default_factory=set)
     shift: float = 0.0
     """Time that does not count: we were not running."""
@@ -127,6 +130,34 @@ class Suspicion:
     deadline: float = NEVER
 
     def set_deadline(self, minimum_s: float, stretch: float) -> None:
-        confirmations = max(0, len(self.accusers) - 1)
+        confirmations, minimum_s = max(0, len(self.accusers) - 1), minimum_s * self.times
         timeout = suspicion_timeout(minimum_s, minimum_s * stretch, confirmations, self.expected)
         self.deadline = max(self.started + timeout, self.floor) + self.shift
+
+
+class Forbearance:
+    """How many times as long as others a member may be silent before it counts as dead.
+
+    A process on a very weak device stands still for longer than is forgiven everybody, again and again. Each time that
+    it was called dead and takes it back, it is waited for twice as long, up to ``most`` times; and half as long again
+    after each ``calm_s`` without that. (Lifeguard widens a member's patience with all others while it is itself slow;
+    this is patience with one that is.) It costs the time until this member's death is known, and no other's.
+    """
+
+    def __init__(self, most: float = 8.0, calm_s: float = 120.0, soon_s: float = 15.0) -> None:
+        """``soon_s``: who takes it back later was out of reach, and had not stood still."""
+        self._most, self._calm_s, self._soon_s = most, calm_s, soon_s
+        self._known: dict[PeerId, tuple[float, float]] = {}
+        """How many times, and since when."""
+
+    def is_back(self, dead: Rumour, alive: Rumour, gone_s: float, now: float) -> None:
+        """Who was told of as dead says that it is alive. (Who was started again has begun its incarnations anew.)"""
+        if dead.state == "dead" and alive.incarnation == dead.incarnation + 1 and gone_s <= self._soon_s:
+            self._known[alive.peer] = min(self._most, 2 * self.times(alive.peer, now)), now
+
+    def times(self, peer: PeerId, now: float) -> float:
+        times, since = self._known.get(peer, (1.0, now))
+        return max(1.0, times * 0.5 ** ((now - since) // self._calm_s))
+
+    def forget(self, peer: PeerId) -> None:
+        self._known.pop(peer, None)

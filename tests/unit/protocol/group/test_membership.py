@@ -247,6 +247,39 @@ def test_the_dead_are_remembered_can_return_and_are_forgotten() -> None:
     assert membership.state(BOB) is None
 
 
+def suspected_for(membership: Membership, now: float) -> tuple[float, float]:
+    """How long ANN, who falls silent, is suspected before she counts as dead, and when she does."""
+    log = run(membership, now + 60.0)
+    since = next(at for at, e in log if e == PeerSuspected(ANN))
+    dead = next(at for at, e in log if isinstance(e, PeerFailed))
+    return dead - since, dead
+
+
+def test_who_was_called_dead_and_lived_is_waited_for_longer() -> None:
+    """As a process on a very weak device that stands still now and then; for no longer than it goes on like that."""
+    membership = machine(ANN)
+    waits, now = [], 0.0
+    for incarnation in range(1, 6):
+        waited, now = suspected_for(membership, now)
+        waits.append(waited)
+        assert PeerJoined(ANN) in membership.received(ANN, Ping(0, (rumour(ANN, "alive", incarnation),)), now + 1)
+        now += 1
+    assert waits == pytest.approx([waits[0] * times for times in (1, 2, 4, 8, 8)])
+    while now < 1000:
+        now = max(now, membership.next_deadline())
+        membership.received(ANN, Ping(0, ()), now)
+        membership.tick(now)
+    assert suspected_for(membership, now)[0] == pytest.approx(waits[0], abs=LAN.period_s)
+
+
+@pytest.mark.parametrize(("incarnation", "after_s"), [(9, 1.0), (1, 20.0)], ids=["started again", "was out of reach"])
+def test_who_did_not_stand_still_is_waited_for_as_before(incarnation: int, after_s: float) -> None:
+    membership = machine(ANN)
+    waited, now = suspected_for(membership, 0.0)
+    assert PeerJoined(ANN) in membership.received(ANN, Ping(0, (rumour(ANN, "alive", incarnation),)), now + after_s)
+    assert suspected_for(membership, now + after_s)[0] == pytest.approx(waited)
+
+
 def test_leaving_tells_all_and_then_only_answers() -> None:
     leaver = machine(ANN, BOB)
     effects = leaver.leave(1.0)
