@@ -157,7 +157,7 @@ class Forbearance:
 
     def times(self, peer: PeerId, now: float) -> float:
         times, since = self._known.get(peer, (1.0, now))
-        return max(1.0, times * 0.5 ** ((now - since) // self._calm_s))
+        return max(1.0, math.ldexp(times, -int((now - since) // self._calm_s)))
 
     def forget(self, peer: PeerId) -> None:
         self._known.pop(peer, None)
