@@ -22,6 +22,7 @@ files="--dist loadfile --no-loadscope-reorder"
 status=0
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 $files tests/unit tests/virtual ||
   status=$?
+[ $status -le 1 ] || exit $status
 wait $types || status=1
 trap 'rm -f "$said"' EXIT
 cat "$said"

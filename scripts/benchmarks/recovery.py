@@ -255,10 +255,12 @@ FIGURES = Section(
     (
         Remark(
             "recovery",
-            "Four peers shared the two cores of one machine, so the batch takes longer than on four devices. Until all"
-            " are ready to train heavy takes 11 times as long when a peer is killed, 2.5 times when its trainer is, and"
-            " 4.4 times when two are; with the batch 3.7, 2.2 and 3.4 times. The aim is 14: what a lost trainer held is"
-            " fetched over the same 100 Mbit/s, which is most of the time of light.",
+            "By an earlier version, in which twenty batches counted after a loss; four do now. Four peers shared "
+            "the two cores of one machine, so the batch takes longer than on four devices. Until all are ready to"
+            " train heavy takes 11 times as long when a peer is killed (2.4 to 18 by repetition), 2.5 times when "
+            "its trainer is, and 4.4 times when two are; with the batch 3.7, 2.2 and 3.4 times. The aim is 14. "
+            "Where its trainer is killed, fetching what it held over the same 100 Mbit/s is most of the time of "
+            "light.",
         ),
         Remark(
             "recovery-wide",

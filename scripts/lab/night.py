@@ -132,23 +132,25 @@ async def spend(night: Night, minutes: float, say: Callable[[str], None], wrong:
         growth, untold = Growth(len(hardships)), 0
         number, end_at = 0, time.monotonic() + 60 * minutes
         pause_s = max(2.0, min(60.0, 10 * minutes / len(hardships)))
-        while number < len(hardships) or time.monotonic() < end_at:
-            hardship = hardships[number % len(hardships)]
-            at = time.time()
-            say(f"{hardship.name} ({watch.rounds})")
-            hardship.begin()
-            await until_told(hardship, at, PATIENCE_S)
-            hardship.end()
-            await until_all_train(PATIENCE_S, f"after {hardship.name!r}", further=True)
-            if not await until_told(hardship, at, LATE_S):
-                untold += 1
-                wrong.append(f"{hardship.name}: no line about it on {' and '.join(hardship.by)}")
-            await asyncio.sleep(pause_s)
-            number += 1
-            growth.look(use_of(night))
-        for line in growth.lines():
-            say(line)
-        wrong += [*growth.wrong(), *watch.lost]
+        try:
+            while number < len(hardships) or time.monotonic() < end_at:
+                hardship = hardships[number % len(hardships)]
+                at = time.time()
+                say(f"{hardship.name} ({watch.rounds})")
+                hardship.begin()
+                await until_told(hardship, at, PATIENCE_S)
+                hardship.end()
+                await until_all_train(PATIENCE_S, f"after {hardship.name!r}", further=True)
+                if not await until_told(hardship, at, LATE_S):
+                    untold += 1
+                    wrong.append(f"{hardship.name}: no line about it on {' and '.join(hardship.by)}")
+                await asyncio.sleep(pause_s)
+                number += 1
+                growth.look(use_of(night))
+        finally:  # what was seen is told, however the night ends
+            for line in growth.lines():
+                say(line)
+            wrong += [*growth.wrong(), *watch.lost]
         harvest, _ = await harvest_with(node)
     path = night.folder / "global.safetensors"
     save_harvest(path, harvest)

@@ -209,7 +209,7 @@ FIGURES = Section(
         Remark("lab-partition", "Both were measured over links whose frames the kernel handled one by one."),
         Remark(
             "night",
-            "The night was measured beside other work, at loads from 10 to 36. The line that is missing is of a disk"
+            "The night was measured beside other work. The line that is missing is of a disk"
             " that was full to the last byte, where the journal lies, too. It tells that lines were lost, and that the"
             " disk works again, which did not count then.",
         ),

@@ -177,9 +177,12 @@ def _is_true(told: list[int], lost: int, others: list[int]) -> bool:
     """``told``: by plan. All of it, or the last, is what was lost here; or what others lost, the rest one's own."""
     *before, last = told
     rest = sum(before)
-    if min(abs(last - lost), abs(rest + last - lost)) <= TOLD_SLACK:
-        return True
-    return rest > 0 and abs(rest - lost) <= TOLD_SLACK and any(abs(last - other) <= TOLD_SLACK for other in others)
+
+    def is_near(told: int, *lost: int) -> bool:
+        return any(abs(told - each) <= TOLD_SLACK for each in lost)
+
+    of_others = is_near(last, lost) and is_near(rest, 0, *others)
+    return is_near(rest + last, lost) or of_others or (rest > 0 and is_near(rest, lost) and is_near(last, *others))
 
 
 def under_way(room: Room, after: int) -> Callable[[], bool]:

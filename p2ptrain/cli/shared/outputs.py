@@ -92,14 +92,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def gone_unless_done(path: Path | None) -> Iterator[None]:
+def gone_unless_done(path: Path) -> Iterator[None]:
     """Within, a file is written to be named by another one. After an error it is gone, unless it was there before."""
-    was_there = path is None or os.path.lexists(path)
+    was_there = os.path.lexists(path)
     try:
         yield
     except BaseException:
-        if path is not None and not was_there:
-            path.unlink(missing_ok=True)
+        if not was_there:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
         raise
 
 

@@ -141,7 +141,7 @@ class Membership:
             effects += self._rumours.greet(peer)
         elif is_new or peer in self._roster.gone:
             effects.append(self._rumours.tell(peer))  # says that we are here, and how it is known, so it can refute
-        self.heard_from(peer, now, itself=False)
+        self.heard_from(peer, now, is_turn=False)
         return effects
 
     def link_closed(self, peer: PeerId) -> None:
@@ -296,12 +296,12 @@ class Membership:
     def _set_deadline(self, suspicion: Suspicion) -> None:
         suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
 
-    def heard_from(self, peer: PeerId, now: float, *, itself: bool = True) -> None:
-        """A sign of life, maybe by way of others. It does not end a suspicion (only the peer itself can, for all), but
-        puts its end off."""
+    def heard_from(self, peer: PeerId, now: float, *, is_turn: bool = True) -> None:
+        """A sign of life. It does not end a suspicion (only the peer itself can, for all), but puts its end off.
+        ``is_turn``: and its turn to be probed, as pings and acks do, which carry rumours."""
         if peer in self._roster.members and peer not in self._roster.gone:
             self._heard[peer] = now
-            if itself:
+            if is_turn:
                 self._roster.had_turn(peer, now)
             suspicion = self._suspicions.get(peer)
             if suspicion is not None:

@@ -1,6 +1,6 @@
 """What membership says and how patient it is: its events, its tunables, and what a suspicion is.
 
-Invariant: nothing here knows of members or messages, or acts by itself; ``membership`` does.
+Invariant: nothing here sends or decides by itself; ``membership`` does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ class MembershipConfig:
     """Defaults are the LAN preset: in a group of 3 to 5, a killed peer is known by all within 3 s.
 
     The longest wait is about (time to the first probe, ``period_s * (n-1) / (n-1)`` on average) + (probe given up,
-    ``pings_min * ack``) + (confirmed by probes of others, as long, inside the suspicion) + ``suspicion_min_s``.
+    ``pings_min * ack``) + (confirmed by probes of others, as long, inside the suspicion) + ``suspicion_min_s``
+    (for some members times more: ``Forbearance``).
     """
 
     period_s: float = 0.15
@@ -135,29 +136,32 @@ class Suspicion:
         self.deadline = max(self.started + timeout, self.floor) + self.shift
 
 
+MOST_TIMES, CALM_S, SOON_S = 8.0, 120.0, 15.0
+
+
 class Forbearance:
     """How many times as long as others a member may be silent before it counts as dead.
 
     A process on a very weak device stands still for longer than is forgiven everybody, again and again. Each time that
-    it was called dead and takes it back, it is waited for twice as long, up to ``most`` times; and half as long again
-    after each ``calm_s`` without that. (Lifeguard widens a member's patience with all others while it is itself slow;
-    this is patience with one that is.) It costs the time until this member's death is known, and no other's.
+    it was called dead and takes it back within ``SOON_S``, it is waited for twice as long, at most ``MOST_TIMES`` as
+    long as others; each ``CALM_S`` without that halve it. (Who takes it back later was out of reach. Lifeguard widens a
+    member's patience with all others while it is itself slow; this is patience with one that is.) It costs the time
+    until this member's death is known, and no other's.
     """
 
-    def __init__(self, most: float = 8.0, calm_s: float = 120.0, soon_s: float = 15.0) -> None:
-        """``soon_s``: who takes it back later was out of reach, and had not stood still."""
-        self._most, self._calm_s, self._soon_s = most, calm_s, soon_s
+    def __init__(self) -> None:
         self._known: dict[PeerId, tuple[float, float]] = {}
         """How many times, and since when."""
 
     def is_back(self, dead: Rumour, alive: Rumour, gone_s: float, now: float) -> None:
-        """Who was told of as dead says that it is alive. (Who was started again has begun its incarnations anew.)"""
-        if dead.state == "dead" and alive.incarnation == dead.incarnation + 1 and gone_s <= self._soon_s:
-            self._known[alive.peer] = min(self._most, 2 * self.times(alive.peer, now)), now
+        """Who was told of as dead says that it is alive. (Who was started again begins its incarnations anew, as a
+        rule; where not, it is waited for longer, no more.)"""
+        if dead.state == "dead" and alive.incarnation == dead.incarnation + 1 and gone_s <= SOON_S:
+            self._known[alive.peer] = min(MOST_TIMES, 2 * self.times(alive.peer, now)), now
 
     def times(self, peer: PeerId, now: float) -> float:
         times, since = self._known.get(peer, (1.0, now))
-        return max(1.0, math.ldexp(times, -int((now - since) // self._calm_s)))
+        return max(1.0, math.ldexp(times, -int((now - since) // CALM_S)))
 
     def forget(self, peer: PeerId) -> None:
         self._known.pop(peer, None)

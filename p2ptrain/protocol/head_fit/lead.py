@@ -90,6 +90,7 @@ class Lead:
         return self._receive(sender, samples, data)
 
     def own_contribution(self, samples: int, data: bytes) -> list[Effect]:
+        self._missed.pop(self._own, None)
         return self._receive(self._own, samples, data)
 
     def entered_step(self, now: float) -> None:

@@ -119,7 +119,7 @@ class Reach:
         """Whatever a member says shows that it lives: where a slow link is flooded, answers wait behind what was asked
         for, longer than anybody waits for them."""
         self.carried(sender, message, now)
-        self._membership.heard_from(sender, now, itself=False)
+        self._membership.heard_from(sender, now, is_turn=False)
 
     def carried(self, peer: PeerId, message: m.Message, now: float) -> None:
         """By the link to ``peer``, either way."""
