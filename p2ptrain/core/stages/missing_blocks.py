@@ -108,12 +108,12 @@ class MissingBlocks:
         own = self._group.own_id
         return sorted(sources, key=lambda peer: (self._asked[peer], lot(f"{own}/{peer}")))
 
-    def arrived(self, blob: BlobId) -> bool:
-        """Whether it was one of them. One that is wanted no more is given with the next."""
+    def arrived(self, blob: BlobId) -> SnapshotRef | None:
+        """What it was wanted as, if it was one of them. One that is wanted no more is given with the next."""
         late, wanted = self._late.pop(blob, None), self._wanted.pop(blob, None)
         if (holding := wanted or late) is not None:
             self._fetched[blob] = holding
-        return wanted is not None
+        return wanted
 
     def lost(self, blob: BlobId, now: float) -> SnapshotRef | None:
         """It could not be got. As what it was asked for often enough, or of none but such as hand out nothing."""

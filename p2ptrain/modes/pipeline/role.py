@@ -358,8 +358,8 @@ class PipelineRole:
 
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         effects = self.replicas.blob_arrived(blob, now)
-        if self._missing.arrived(blob):
-            self._checkpoints.arrived(blob)
+        if (holding := self._missing.arrived(blob)) is not None:
+            self._checkpoints.arrived(holding)
             effects += self._gather(now)
         return effects
 

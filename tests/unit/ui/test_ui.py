@@ -240,6 +240,12 @@ def test_numbers_come_scaled_with_their_unit(value: float, text: str) -> None:
     assert words.scaled(value, "B") == text
 
 
+def test_long_names_that_begin_alike_are_told_apart_within_what_is_shown() -> None:
+    names = {f"{end}" * 16: f"gpu-node.cluster.example.org-0{end}" for end in "12"}
+    shown = {words.clean(name, 32) for name in words.told_apart(names).values()}
+    assert len(shown) == 2 and all(any(peer[:6] in name for peer in names) for name in shown)
+
+
 def test_devices_of_one_name_are_told_apart() -> None:
     """As two boards with the name that their system came with."""
     names = {A: "raspberrypi", B: "raspberrypi", "c" * 16: "laptop", "d" * 16: ""}

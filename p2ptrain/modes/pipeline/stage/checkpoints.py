@@ -132,10 +132,10 @@ class Checkpoints:
         """Whether it is of no use, as it is told of."""
         return holding in self._refused
 
-    def arrived(self, blob: BlobId) -> None:
-        """Somebody has handed it out."""
-        self.damaged.discard(blob)
-        self._broke_word.difference_update(self._group.holders(blob))
+    def arrived(self, holding: SnapshotRef) -> None:
+        """Somebody has handed it out: who tells of just this has kept its word."""
+        self.damaged.discard(holding.blob)
+        self._broke_word.difference_update(self._who_say(holding))
 
     def not_had(self, holding: SnapshotRef) -> Note:
         """It was asked for often enough; who said to have it, for people."""
